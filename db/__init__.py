@@ -1,0 +1,1 @@
+"""The only place with SQL. Callers own transactions; every question takes the viewer."""

@@ -1,0 +1,1 @@
+"""Tensors and numbers: specs, experiments, results and evidence. Knows nothing of pages, HTTP or SQL."""

@@ -1,0 +1,1 @@
+"""Where in a forward pass to look, and how to change it."""

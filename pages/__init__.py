@@ -1,0 +1,1 @@
+"""One file per screen: read state, ask the app, draw."""

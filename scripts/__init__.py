@@ -1,0 +1,1 @@
+"""Commands. They import the engine and the database, never the app."""
