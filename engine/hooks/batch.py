@@ -1,0 +1,81 @@
+"""Prompts of different lengths in one tensor, and the plain forward pass over them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from engine.hooks.anatomy import accepts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Padded prompts. All tensors are integers, [batch, pos]; the mask is 1 at tokens and 0 at padding."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+
+    @classmethod
+    def of(
+        cls, prompts: Sequence[Sequence[int]], *, pad: int = 0, side: Literal["left", "right"] = "right", device: torch.device | str = "cpu"
+    ) -> Self:
+        """The batch of these token ids; a token's position counts its own prompt's tokens only, wherever the padding is."""
+        width = max(len(prompt) for prompt in prompts)
+        ids, mask = [], []
+        for prompt in prompts:
+            gap = width - len(prompt)
+            filler, ones = [pad] * gap, [1] * len(prompt)
+            ids.append([*prompt, *filler] if side == "right" else [*filler, *prompt])
+            mask.append([*ones, *([0] * gap)] if side == "right" else [*([0] * gap), *ones])
+        attention_mask = torch.tensor(mask, device=device)
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        return cls(input_ids=torch.tensor(ids, device=device), attention_mask=attention_mask, position_ids=positions)
+
+    @property
+    def size(self) -> int:
+        """Number of prompts."""
+        return self.input_ids.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Positions of the longest prompt."""
+        return self.input_ids.shape[1]
+
+    def repeated(self, times: int) -> Self:
+        """The whole batch `times` times, one after the other."""
+        return type(self)(
+            input_ids=self.input_ids.repeat(times, 1),
+            attention_mask=self.attention_mask.repeat(times, 1),
+            position_ids=self.position_ids.repeat(times, 1),
+        )
+
+    def at(self, positions: Tensor) -> Self:
+        """Some positions only; meaningful for what works on each position by itself."""
+        return type(self)(
+            input_ids=self.input_ids[:, positions],
+            attention_mask=self.attention_mask[:, positions],
+            position_ids=self.position_ids[:, positions],
+        )
+
+
+def forward(model: PreTrainedModel, batch: Batch, positions: Tensor | None = None) -> Tensor:
+    """Logits [batch, kept, vocab] of a plain forward pass: no cache, and at `positions` only where the model can do that.
+
+    Args:
+        model: any causal language model.
+        batch: prompts.
+        positions: positions along the sequence whose logits are wanted, ascending; all when None.
+    """
+    arguments: dict[str, object] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    if accepts(model, "position_ids"):
+        arguments["position_ids"] = batch.position_ids
+    keep = positions is not None and accepts(model, "logits_to_keep")
+    if keep:
+        arguments["logits_to_keep"] = positions
+    with torch.no_grad():
+        logits = model(**arguments).logits
+    return logits if keep or positions is None else logits[:, positions]

@@ -1,0 +1,1 @@
+"""Models: where their files are, what they weigh, and how they are loaded."""
