@@ -60,7 +60,7 @@ class Table(DeclarativeBase):
     )
     type_annotation_map = {  # noqa: RUF012
         datetime: DateTime(timezone=True),
-        Json: JSONB,
+        Json: JSONB(none_as_null=True),
         str: Text,
         float: Double,
         list[str]: ARRAY(Text),
@@ -281,9 +281,7 @@ class Submission(Table):
         CheckConstraint("(verdict = 'refused') = (reason is not null)", name="reason_when_refused"),
         CheckConstraint("cardinality(estimate) = cardinality(se)", name="equal_lengths"),
         CheckConstraint("duration_s between 0 and 604800", name="duration_s"),
-        Index(
-            "uq_submissions_one_vote", "work_unit_id", "contributor_id", unique=True, postgresql_where=text("verdict <> 'refused'")
-        ),
+        Index("uq_submissions_one_vote", "work_unit_id", "contributor_id", unique=True, postgresql_where=text("verdict <> 'refused'")),
         Index("ix_submissions_task_id", "task_id", "verdict"),
         Index("ix_submissions_contributor_id", "contributor_id", text("submitted_at desc")),
     )
