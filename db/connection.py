@@ -2,13 +2,14 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
@@ -70,7 +71,7 @@ class Database:
         return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
+    def session(self) -> Generator[Session]:
         """A session that commits at the end, and rolls back when anything is raised.
 
         Raises:
@@ -173,7 +174,7 @@ def _ensure_database(url: URL, name: str) -> None:
         found = connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone()
         if not found:
             try:
-                connection.execute(psycopg.sql.SQL("create database {}").format(psycopg.sql.Identifier(name)))
+                connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
             except psycopg.errors.DuplicateDatabase:
                 logger.debug("another process made the database", extra={"action": "database_exists"})
 

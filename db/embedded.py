@@ -18,11 +18,12 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psutil
@@ -115,7 +116,7 @@ def _refuse_network(data_dir: Path) -> None:
 
 
 @contextmanager
-def _alone(data_dir: Path) -> Iterator[None]:
+def _alone(data_dir: Path) -> Generator[None]:
     """One process at a time changes the server's state."""
     try:
         with FileLock(data_dir / "postgres.lock", timeout=2 * START_WITHIN_S):
@@ -241,12 +242,14 @@ def _pg(command: str, *arguments: str, data_dir: Path) -> None:
 def _quiet(command: str, *arguments: str, data_dir: Path) -> "subprocess.CompletedProcess[str]":
     """Runs a command of the Postgres package. Output goes through files: a started server would keep a pipe open."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        as_user = {"user": SYSTEM_USER, "group": SYSTEM_USER, "extra_groups": []} if _system_user() else {}
+        as_user: dict[str, Any] = {"user": SYSTEM_USER, "group": SYSTEM_USER, "extra_groups": []} if _system_user() else {}
         called = [str(_binaries(data_dir) / command), *arguments]
-        code = subprocess.run(called, stdout=out, stderr=errors, stdin=subprocess.DEVNULL, cwd="/", check=False, **as_user).returncode  # pyright: ignore[reportArgumentType, reportCallIssue]
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            called, stdout=out, stderr=errors, stdin=subprocess.DEVNULL, cwd="/", check=False, text=True, **as_user
+        )
         out.seek(0)
         errors.seek(0)
-        return subprocess.CompletedProcess(called, code, out.read(), errors.read())
+        return subprocess.CompletedProcess(called, done.returncode, out.read(), errors.read())
 
 
 def _binaries(data_dir: Path) -> Path:

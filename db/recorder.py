@@ -29,13 +29,31 @@ class DatabaseRecorder:
     """Records one attempt at a run; `attempt` comes from `db.runs.claim_run`."""
 
     def __init__(
-        self, database: Database, store: Store, *, run_id: UUID, attempt: int, stopping: Callable[[], bool] = lambda: False
+        self,
+        database: Database,
+        store: Store,
+        *,
+        run_id: UUID,
+        attempt: int,
+        stopping: Callable[[], bool] = lambda: False,
+        retried: Callable[[BaseException], bool] = lambda _: False,
     ) -> None:
+        """Records for one attempt.
+
+        Args:
+            database: where the run is.
+            store: takes the artefacts.
+            run_id: the run.
+            attempt: what `claim_run` returned; a later claim fences this one out.
+            stopping: whether the worker is leaving; then the run is stopped, and stays as it is for whoever is next.
+            retried: whether a failure of that kind is tried again; then the run is queued, not failed.
+        """
         self._database = database
         self._store = store
         self._id = run_id
         self._attempt = attempt
         self._stopping = stopping
+        self._retried = retried
         self._items: list[dict[str, Any]] = []
         self._metrics: dict[tuple[str, int], float] = {}
         self._artifacts: dict[str, ArtifactRef] = {}
@@ -50,8 +68,8 @@ class DatabaseRecorder:
 
     @property
     def put_back(self) -> bool:
-        """Whether the worker is leaving, so that somebody else should do this run."""
-        return self._stopping()
+        """Whether the run was stopped because the worker is leaving, so that somebody else should do it."""
+        return self._stopping() and not self._stop
 
     def begin(self, spec: AnySpec, provenance: Provenance) -> None:
         """Keeps what is used; the time that is left is reckoned from here, not from the loading of the model."""
@@ -110,7 +128,11 @@ class DatabaseRecorder:
     def fail(self, error: BaseException, traceback: str) -> None:
         """Marks the run as failed or cancelled, unless another attempt took over or the worker puts it back."""
         cancelled = isinstance(error, RunCancelled)
-        if cancelled and not self._stop and self._stopping():
+        if cancelled and self.put_back:
+            return
+        if self._retried(error):
+            again = {"status": "queued", "progress": 0.0, "progress_message": _storable(f"is tried again: {error}"[:500])}
+            self._patiently(lambda session: self._update(session, **again))
             return
         values: dict[str, Any] = {
             "status": "cancelled" if cancelled else "failed",

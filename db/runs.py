@@ -62,7 +62,7 @@ def create_run(
     visibility: str = "private",
     tags: Iterable[str] = (),
 ) -> Run:
-    """A queued run. `db.work.enqueue` gives it to a worker.
+    """A queued run. `db.queue.enqueue` gives it to a worker.
 
     Raises:
         NotAllowed: the viewer may not start runs.
@@ -116,7 +116,7 @@ def list_runs(
     return RunPage(rows, total, f"{rows[-1].created_at.isoformat()}~{rows[-1].id}" if more else None)
 
 
-def _narrowed(query: Select[tuple[Run]], viewer: Viewer, wanted: RunFilter) -> Select[tuple[Run]]:
+def _narrowed(query: Select[Run], viewer: Viewer, wanted: RunFilter) -> Select[Run]:
     query = query.where(visible(viewer))
     if wanted.mine:
         query = query.where(_own(viewer))
@@ -219,7 +219,7 @@ def request_cancel(session: Session, viewer: Viewer, run_id: UUID) -> Run:
 
 
 def retry_run(session: Session, viewer: Viewer, run_id: UUID) -> Run:
-    """Queues a failed or cancelled run once more; `db.work.enqueue` gives it to a worker.
+    """Queues a failed or cancelled run once more; `db.queue.enqueue` gives it to a worker.
 
     Raises:
         Conflict: it is not over, or it went well.
@@ -229,7 +229,7 @@ def retry_run(session: Session, viewer: Viewer, run_id: UUID) -> Run:
         raise Conflict(f"run {run_id} is {run.status}; only failed and cancelled runs can be retried.", next_step="Clone it instead.")
     run.status, run.progress, run.progress_message = "queued", 0.0, ""
     run.error = run.traceback = run.finished_at = run.started_at = None
-    run.cancel_requested, run.attempt = False, 0
+    run.cancel_requested, run.job_id = False, None
     session.flush()
     return run
 
@@ -262,14 +262,20 @@ def delete_run(session: Session, viewer: Viewer, run_id: UUID) -> None:
     session.execute(delete(Run).where(Run.id == run_id))
 
 
-def claim_run(session: Session, run_id: UUID) -> int | None:
+def claim_run(session: Session, run_id: UUID, *, job_id: int | None = None) -> int | None:
     """Marks a run as running and returns the number of this attempt, which fences all later writes; None if it is over.
 
     A run that is `running` already is taken over: its worker is gone, or will find itself fenced.
+
+    Args:
+        session: the transaction.
+        run_id: the run.
+        job_id: the job that wants it; None too if the run belongs to another job by now.
     """
+    mine = true() if job_id is None else Run.job_id == job_id
     query = (
         update(Run)
-        .where(Run.id == run_id, Run.status.in_(("queued", "running")), Run.cancel_requested.is_(false()))
+        .where(Run.id == run_id, mine, Run.status.in_(("queued", "running")), Run.cancel_requested.is_(false()))
         .values(
             status="running",
             attempt=Run.attempt + 1,

@@ -1,12 +1,10 @@
 """What people send: kept once, judged against the other replicas of its shard, and never counted twice."""
 
 import hashlib
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import audit, findings, schema
@@ -14,22 +12,17 @@ from db.leases import locked_unit
 from db.schema import Lease, Run, RunPayload, Task, WorkUnit
 from db.submission_views import Submission, get_submission
 from db.tasks import task_spec
+from db.verdicts import complete, judge, refuse, shape_of, take_slot
 from db.viewer import Viewer
 from engine.errors import Conflict, NotAllowed, NotFound, SubmissionRefused
 from engine.evidence.submission import SubmissionPayload, payload_for, read_telemetry, summarise, telemetry_bytes
-from engine.evidence.validation import Answer, Expected, ModelShape, agree, answer, check, in_order, majority
+from engine.evidence.validation import Expected, ModelShape, answer, check, in_order
 from engine.provenance import Provenance
 from engine.result import Result
 from engine.spec import AnySpec
 from engine.spec.base import Rows
 
 MAX_KEY_LENGTH = 200
-
-_NOTES = {
-    "late": "the lease was over and the shard no longer open",
-    "disagrees": "most replicas of this shard agree on something else",
-    "nondeterministic": "the replicas of this shard do not agree with each other; it was given up",
-}
 
 
 def submit(session: Session, viewer: Viewer, payload: SubmissionPayload, *, idempotency_key: str, raw: bytes) -> Submission:
@@ -208,17 +201,7 @@ def _accepted_model(session: Session, task_id: UUID) -> ModelShape | None:
         .order_by(schema.Submission.submitted_at)
         .limit(1)
     ).one_or_none()
-    return None if row is None else _shape(row.provenance, row.coverage)
-
-
-def _shape(provenance: dict[str, Any] | None, coverage: dict[str, Any]) -> ModelShape:
-    assert provenance is not None, "a submitted run has one"
-    return ModelShape(
-        fingerprint=provenance["model_fingerprint"],
-        n_layers=coverage["layers_available"],
-        n_heads=coverage["heads_available"],
-        reference_sha256=provenance.get("reference_sha256"),
-    )
+    return None if row is None else shape_of(row.provenance, row.coverage)
 
 
 def _new_run(payload: SubmissionPayload, *, task: Task, lease: Lease, unit: WorkUnit, person: UUID) -> Run:
@@ -273,38 +256,20 @@ def _keep(
     session: Session, payload: SubmissionPayload, *, run: Run, task: Task, lease: Lease, unit: WorkUnit, key: str, digest: str
 ) -> UUID:
     """Stores the submission, and judges its shard if it came in time."""
-    in_time = _take_slot(session, lease, unit)
+    in_time = take_slot(session, lease, unit)
     row = _row(payload, lease=lease, unit=unit, run=run)
     row.idempotency_key, row.payload_sha256 = key, digest
     if not in_time:
-        _refuse(row, "late")
+        refuse(row, "late")
     session.add(row)
     session.flush()
-    closed = in_time and _judge(session, task, unit)
+    closed = in_time and judge(session, task, unit)
     if closed:
-        _complete(session, task)
+        complete(session, task)
         findings.recompute(session, task.id)
     details = {"submission": str(row.id), "shard": unit.shard_no, "payload_sha256": digest, "verdict": row.verdict, "reason": row.reason}
     audit.record(session, row.contributor_id, "submission_received", f"task:{task.id}", details)
     return row.id
-
-
-def _take_slot(session: Session, lease: Lease, unit: WorkUnit) -> bool:
-    """Whether the shard still wants this answer: the lease is live, or is over but nobody took its place."""
-    live = select(Lease).where(Lease.work_unit_id == unit.id, Lease.contributor_id == lease.contributor_id, Lease.state == "leased")
-    holding = session.scalar(live)
-    if unit.status != "open" or (holding is None and unit.n_open == 0):
-        wanted = False
-    elif holding is None:
-        unit.n_open -= 1
-        wanted = True
-    else:
-        wanted = True
-    for done in (lease, holding):
-        if done is not None:
-            done.state = "submitted"
-    session.flush()
-    return wanted
 
 
 def _row(payload: SubmissionPayload, *, lease: Lease, unit: WorkUnit, run: Run) -> schema.Submission:
@@ -337,58 +302,3 @@ def _row(payload: SubmissionPayload, *, lease: Lease, unit: WorkUnit, run: Run) 
 
 def _dtype(run: Run) -> str:
     return str(run.spec["model"]["dtype"])
-
-
-def _judge(session: Session, task: Task, unit: WorkUnit) -> bool:
-    """Decides on the shard when enough people answered; says whether it is now closed."""
-    votes = _votes(session, unit.id)
-    if len(votes) < task.replicas:
-        return False
-    rows = [row for row, _ in votes]
-    winners = majority([[agree(one, other, task.tolerance) for _, other in votes] for _, one in votes])
-    if len(winners) >= task.replicas:
-        _settle(rows, winners)
-        unit.status, unit.n_open = "satisfied", 0
-    elif len(votes) >= task.max_attempts:
-        _settle(rows, [])
-        unit.status, unit.n_open = "nondeterministic", 0
-    elif unit.n_open == 0 and not _held(session, unit.id):
-        unit.n_open = 1  # they disagree: one more person is asked
-    session.flush()
-    return unit.status != "open"
-
-
-def _votes(session: Session, unit_id: UUID) -> list[tuple[schema.Submission, Answer]]:
-    rows = session.execute(
-        select(schema.Submission, Run.provenance, Run.result["coverage"].label("coverage"))
-        .join(Run, Run.id == schema.Submission.run_id)
-        .where(schema.Submission.work_unit_id == unit_id, schema.Submission.verdict == "waiting")
-        .order_by(schema.Submission.id)
-    )
-    return [
-        (row, Answer(model=_shape(provenance, coverage), n=row.n, estimate=row.estimate, se=row.se)) for row, provenance, coverage in rows
-    ]
-
-
-def _settle(rows: Sequence[schema.Submission], winners: Sequence[int]) -> None:
-    for index, row in enumerate(rows):
-        if index in winners:
-            row.verdict, row.validated_at = "accepted", datetime.now(UTC)
-        else:
-            _refuse(row, "disagrees" if winners else "nondeterministic")
-
-
-def _refuse(row: schema.Submission, reason: str) -> None:
-    row.verdict, row.reason, row.validation_notes, row.validated_at = "refused", reason, _NOTES[reason], datetime.now(UTC)
-
-
-def _held(session: Session, unit_id: UUID) -> bool:
-    return bool(session.scalar(select(func.count()).where(Lease.work_unit_id == unit_id, Lease.state == "leased")))
-
-
-def _complete(session: Session, task: Task) -> None:
-    """A task is completed when no shard is open any more."""
-    still_open = select(WorkUnit.id).where(WorkUnit.task_id == task.id, WorkUnit.status == "open").exists()
-    session.execute(
-        update(Task).where(Task.id == task.id, Task.status.in_(("open", "in_progress")), ~still_open).values(status="completed")
-    )

@@ -2,60 +2,36 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from math import ceil
-from random import random
-from typing import Annotated, Any, Self
+from typing import Any
 from uuid import UUID
 
-from pydantic import Field, ValidationError, model_validator
 from sqlalchemy import ARRAY, Select, Text, cast, delete, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from db import audit
-from db.allowed import check_listed, check_shareable
+from db.allowed import check_listed
 from db.schema import TASK_STATUSES, Contributor, Finding, Run, Submission, Task, WorkUnit
+from db.task_drafts import TaskDraft, draft_from, draft_spec, task_row, work_units
 from db.viewer import Viewer
 from engine.errors import Conflict, NotAllowed, NotFound, SpecError
-from engine.evidence.validation import TOLERANCES
 from engine.settings import Settings
-from engine.spec import AnySpec, parse_spec, parse_text, spec_to_yaml
-from engine.spec.any import explain
-from engine.spec.base import Frozen, Rows
-from engine.text.datasets import Dataset, load_dataset
+from engine.spec import AnySpec, parse_spec
+
+__all__ = [
+    "DEMO_TAG",
+    "TaskCard",
+    "TaskDetail",
+    "TaskDraft",
+    "create_task",
+    "delete_demo",
+    "draft_from",
+    "get_task",
+    "list_tasks",
+    "set_status",
+    "task_spec",
+]
 
 DEMO_TAG = "demo"
-DEFAULT_RUNS = 50
-DEFAULT_REPLICAS = 2
-MIN_SHARD_SIZE = 2  # one prompt has no standard error
-
-
-class TaskDraft(Frozen):
-    """What somebody fills in to make a task. Hashes, rows and the number of runs follow from it."""
-
-    name: Annotated[str, Field(min_length=1, max_length=200, description="Title of the card.")]
-    description: Annotated[str, Field(max_length=20_000)] = ""
-    hypothesis: Annotated[str, Field(max_length=20_000, description="What the author expects to be found.")] = ""
-    spec_yaml: Annotated[str | None, Field(max_length=65_536, description="The spec as YAML or JSON text.")] = None
-    spec: Annotated[dict[str, Any] | None, Field(description="The spec as JSON, instead of spec_yaml.")] = None
-    dataset_name: Annotated[str | None, Field(max_length=64, description="Must be the spec's own dataset when given.")] = None
-    runs_needed: Annotated[int | None, Field(ge=1, le=200_000, description="Shards × replicas; rounded up to whole shards.")] = None
-    n_shards: Annotated[int | None, Field(ge=1, le=10_000, description="Parts that the rows are cut into.")] = None
-    shard_size: Annotated[
-        int | None, Field(ge=MIN_SHARD_SIZE, le=1_000_000, description="Rows per shard; as many as fit when left out.")
-    ] = None
-    replicas: Annotated[int | None, Field(ge=1, le=20, description="People who answer each shard.")] = None
-    max_attempts: Annotated[int | None, Field(ge=1, le=100, description="Answers per shard before it is given up.")] = None
-    tolerance: Annotated[float | None, Field(gt=0, le=10, description="Replicas agree within so many standard errors.")] = None
-    delta: Annotated[float, Field(ge=0, le=1e6, description="Smallest effect of interest, in the metric's unit.")] = 0.0
-    lease_ttl_s: Annotated[int, Field(ge=10, le=7 * 24 * 3600, description="How long one person may hold a shard.")] = 3600
-    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    tags: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=40)], ...], Field(max_length=20)] = ()
-
-    @model_validator(mode="after")
-    def _one_spec(self) -> Self:
-        if (self.spec is None) == (self.spec_yaml is None):
-            raise ValueError("a task needs exactly one of 'spec_yaml' and 'spec'")
-        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,19 +102,16 @@ def create_task(session: Session, viewer: Viewer, draft: TaskDraft, *, settings:
     """
     if viewer.contributor_id is None:
         raise NotAllowed("only contributors create tasks.", next_step="Register, and send your key.")
-    spec = _spec(draft)
-    check_shareable(spec)
-    if spec.limits.records is not None:
-        raise SpecError("'limits.records' has no meaning in a task.", next_step="Set the dataset's 'rows' instead.")
+    spec = draft_spec(draft)
     hosted = settings is not None and settings.mode == "hosted"
     if settings is not None and hosted:
         check_listed(spec, settings.allowed_models)
-    task = _task(draft, spec)
+    task = task_row(draft, spec)
     task.created_by = viewer.contributor_id
     task.status = "draft" if hosted and not viewer.can("create_task") else "open"
     session.add(task)
     session.flush()
-    session.add_all(_units(task, spec))
+    session.add_all(work_units(task, spec))
     audit.record(session, viewer.contributor_id, "task_created", f"task:{task.id}", {"spec_hash": task.spec_hash, "status": task.status})
     return get_task(session, viewer, task.id)
 
@@ -189,6 +162,8 @@ def set_status(session: Session, viewer: Viewer, task_id: UUID, status: str) -> 
         NotAllowed: it takes a reviewer to open, its author or a reviewer to archive.
         Conflict: the task is not in a state from which that goes.
     """
+    # Shards before their task, as leases and submissions do, so that nobody waits in a circle.
+    session.execute(select(WorkUnit.id).where(WorkUnit.task_id == task_id).order_by(WorkUnit.id).with_for_update())
     task = session.scalar(select(Task).where(Task.id == task_id, _visible(viewer)).with_for_update())
     if task is None:
         raise NotFound(f"there is no task {task_id}.", next_step="See the list of tasks.")
@@ -225,92 +200,6 @@ def delete_demo(session: Session, *, people: bool = True) -> dict[str, int]:
         counts["contributors"] = _deleted(session, delete(Contributor).where(_tagged(Contributor.tags)))
     audit.record(session, None, "demo_removed", "demo", counts)
     return counts
-
-
-def _spec(draft: TaskDraft) -> AnySpec:
-    spec = parse_text(draft.spec_yaml).spec if draft.spec_yaml is not None else parse_spec(draft.spec or {})
-    if draft.dataset_name is not None and draft.dataset_name != spec.dataset.name:
-        raise SpecError(
-            f"'dataset_name' is '{draft.dataset_name}', but the spec asks for '{spec.dataset.name}'.", next_step="Leave it out."
-        )
-    return spec
-
-
-def _task(draft: TaskDraft, spec: AnySpec) -> Task:
-    dataset = load_dataset(spec.dataset)
-    if spec.reference is not None:
-        load_dataset(spec.reference)  # must exist before people start to work
-    _check_rows(spec, dataset)
-    n_shards, shard_size, replicas = _cut(draft, len(dataset.rows))
-    assert spec.dataset.name is not None, "checked by check_shareable"
-    return Task(
-        name=draft.name.strip(),
-        description=draft.description,
-        hypothesis=draft.hypothesis,
-        spec=spec.model_dump(mode="json"),
-        spec_yaml=spec_to_yaml(spec, name=draft.name.strip()),
-        spec_hash=spec.sha256,
-        question_sha256=spec.question_sha256,
-        dataset_name=spec.dataset.name,
-        dataset_hash=dataset.sha256,
-        model_id=spec.model.id,
-        metric=spec.metric,
-        delta=draft.delta,
-        n_shards=n_shards,
-        shard_size=shard_size,
-        replicas=replicas,
-        max_attempts=max(draft.max_attempts or 3 * replicas, replicas),
-        tolerance=draft.tolerance or TOLERANCES[spec.model.dtype],
-        lease_ttl_s=draft.lease_ttl_s,
-        priority=draft.priority,
-        tags=list(draft.tags),
-    )
-
-
-def _check_rows(spec: AnySpec, dataset: Dataset) -> None:
-    """The metric must be defined on every row, or somebody's shard could not be answered."""
-    needed = {"loss": (), "target_loss": ("target",), "logit_diff": ("target", "distractor"), "accuracy": ("target", "distractor")}
-    for row in dataset.rows:
-        missing = [field for field in needed[spec.metric] if getattr(row, field) is None]
-        if missing:
-            raise SpecError(f"metric '{spec.metric}' needs a '{missing[0]}'; row '{row.id}' of dataset '{dataset.name}' has none.")
-
-
-def _cut(draft: TaskDraft, rows: int) -> tuple[int, int, int]:
-    """Number of shards, rows in each, and replicas."""
-    replicas = draft.replicas or (1 if draft.runs_needed == 1 else DEFAULT_REPLICAS)
-    n_shards = draft.n_shards
-    if n_shards is None:
-        fitting = max(1, rows // (draft.shard_size or MIN_SHARD_SIZE))
-        n_shards = ceil(draft.runs_needed / replicas) if draft.runs_needed else min(DEFAULT_RUNS // replicas, fitting)
-    elif draft.runs_needed not in (None, n_shards * replicas):
-        raise SpecError(f"'runs_needed' is {draft.runs_needed}, but {n_shards} shards × {replicas} replicas are {n_shards * replicas}.")
-    shard_size = draft.shard_size or rows // n_shards
-    if shard_size < MIN_SHARD_SIZE or n_shards * shard_size > rows:
-        raise SpecError(
-            f"{rows} rows cannot be cut into {n_shards} shards of {max(shard_size, MIN_SHARD_SIZE)} rows.",
-            next_step="Ask for fewer runs, or for more rows.",
-        )
-    return n_shards, shard_size, replicas
-
-
-def _units(task: Task, spec: AnySpec) -> list[WorkUnit]:
-    start = spec.dataset.rows.start if spec.dataset.rows else 0
-    units: list[WorkUnit] = []
-    for number in range(task.n_shards):
-        rows = Rows(start=start + number * task.shard_size, stop=start + (number + 1) * task.shard_size)
-        units.append(
-            WorkUnit(
-                task_id=task.id,
-                shard_no=number,
-                row_start=rows.start,
-                row_stop=rows.stop,
-                spec_sha256=spec.with_rows(rows).sha256,
-                n_open=task.replicas,
-                shuffle=random(),
-            )
-        )
-    return units
 
 
 def _reviews(viewer: Viewer) -> bool:
@@ -362,15 +251,3 @@ def _tagged(tags: Any) -> Any:
 
 def _deleted(session: Session, statement: Any) -> int:
     return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]
-
-
-def draft_from(values: dict[str, Any]) -> TaskDraft:
-    """The draft in a mapping.
-
-    Raises:
-        SpecError: a field is missing, unknown or wrong; the text names it.
-    """
-    try:
-        return TaskDraft.model_validate(values)
-    except ValidationError as wrong:
-        raise SpecError(explain(wrong)) from wrong

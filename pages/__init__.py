@@ -1,1 +1,1 @@
-"""One file per screen: read state, ask the app, draw."""
+"""One file per screen: read state, ask `app`, draw. Run by path, never imported by the app."""

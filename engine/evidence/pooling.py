@@ -5,6 +5,7 @@ for tau; Higgins and Thompson (2002) for I²; Benjamini and Hochberg (1995) for 
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ Column = NDArray[np.float64]
 
 LEVEL = 0.95
 _BISECTIONS = 100
-_TINY_VARIANCE = 1e-12  # of the largest one: keeps weights finite where a shard claims no sampling error
+_EXTREME = 1e12  # ratio of sampling error to spread beyond which it is taken for none, or for all there is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,14 +100,15 @@ def pool_columns(effects: Column, se: Column, *, delta: float) -> Pooled:
 def heterogeneity(effects: Column, se: Column) -> tuple[Column, Column]:
     """Tau (Paule-Mandel, in the metric's unit) and I² (from Cochran's Q, 0 to 1) per site."""
     k = len(effects)
-    _, spread = _mean_and_spread(effects)
-    largest = np.max(se, axis=0) ** 2
-    variance = np.maximum(se**2, _TINY_VARIANCE * largest)
-    known = (largest > 0) & (spread > 0)
-    safe = np.where(known, variance, 1.0)
-    q = _weighted_squares(effects, safe)
-    i2 = np.where(known, np.maximum(0.0, 1 - (k - 1) / np.maximum(q, k - 1)), 1.0 * (spread > 0))
-    tau = np.where(known, np.sqrt(_paule_mandel(effects, safe, upper=spread**2)), spread)
+    mean, spread = _mean_and_spread(effects)
+    scale = np.where(spread > 0, spread, 1.0)  # in units of the spread no square can overflow
+    with np.errstate(over="ignore"):
+        relative = np.clip(se / scale, 1 / _EXTREME, _EXTREME)
+    distance, variance = (effects - mean) / scale, relative**2
+    known = (np.max(se, axis=0) > 0) & (spread > 0)
+    q = np.maximum(_weighted_squares(distance, variance), k - 1)
+    i2 = np.where(known, 1 - (k - 1) / q, 1.0 * (spread > 0))
+    tau = np.where(known, spread * np.sqrt(_paule_mandel(distance, variance)), spread)
     return tau, i2
 
 
@@ -159,10 +161,13 @@ def _weighted_squares(effects: Column, variance: Column) -> Column:
     return np.sum(weights * (effects - mean) ** 2, axis=0)
 
 
-def _paule_mandel(effects: Column, variance: Column, *, upper: Column) -> Column:
-    """The tau² at which Q equals its expectation k − 1, 0 where Q is below it already; it never exceeds the plain variance."""
+def _paule_mandel(effects: Column, variance: Column) -> Column:
+    """The tau² at which Q equals its expectation k − 1, 0 where Q is below it already.
+
+    It lies between 0 and the plain variance of the effects, which is 1 here: they come in units of their spread.
+    """
     target = len(effects) - 1
-    low, high = np.zeros_like(upper), upper.copy()
+    low, high = np.zeros(effects.shape[1]), np.ones(effects.shape[1])
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         above = _weighted_squares(effects, variance + middle) > target
@@ -171,5 +176,11 @@ def _paule_mandel(effects: Column, variance: Column, *, upper: Column) -> Column
 
 
 def _clopper_pearson(agreeing: NDArray[Any], k: int) -> tuple[Column, Column]:
-    table: Column = np.array([stats.binomtest(count, k).proportion_ci(LEVEL, method="exact") for count in range(k + 1)])
+    table = _clopper_pearson_table(k)
     return table[agreeing, 0], table[agreeing, 1]
+
+
+@cache
+def _clopper_pearson_table(k: int) -> Column:
+    """The intervals for 0 to k successes out of k."""
+    return np.array([stats.binomtest(count, k).proportion_ci(LEVEL, method="exact") for count in range(k + 1)])

@@ -60,7 +60,7 @@ class Site(BaseModel):
             ValueError: the name is not one that this engine knows.
         """
         match = _HOOK_PATTERN.fullmatch(hook_name)
-        names = {hook: name for name, hook in HOOK_NAMES.items()}
+        names: dict[str, SiteName] = {hook: name for name, hook in HOOK_NAMES.items()}
         if match is None or match["hook"] not in names:
             known = ", ".join(HOOK_NAMES.values())
             raise ValueError(f"'{hook_name}' is not a site; expected 'blocks.<layer>.' followed by one of {known}")

@@ -39,15 +39,15 @@ select s.id,
        s.hardware as hardware_info,
        s.duration_s as duration_seconds,
        summary.body as result_summary,
-       f.body as result_full,
+       r.result as result_full,
        telemetry.data as telemetry_data,
        t.spec_hash,
-       s.verdict = 'accepted' as is_valid,
+       s.verdict <> 'refused' as is_valid,
        s.validation_notes
   from submissions s
   join tasks t on t.id = s.task_id
+  join runs r on r.id = s.run_id
   left join run_payloads summary on summary.run_id = s.run_id and summary.name = 'summary'
-  left join run_payloads f on f.run_id = s.run_id and f.name = 'full'
   left join run_payloads telemetry on telemetry.run_id = s.run_id and telemetry.name = 'telemetry'
 """
 

@@ -1,0 +1,68 @@
+"""The ASGI app: the pages, and the HTTP API under /api, on one port. Run by `streamlit run app/main.py` or uvicorn."""
+
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import streamlit as st
+from starlette.responses import RedirectResponse
+from starlette.routing import Mount, Route
+
+from app.api import create_api
+from app.services import services, start_services
+from app.wording import sentence
+from engine.errors import LabError
+
+logger = logging.getLogger(__name__)
+
+api = create_api(services)
+
+
+@asynccontextmanager
+async def lifespan(_: Any) -> AsyncIterator[dict[str, Any]]:
+    """Starts and stops what the process shares; what cannot start says why in one sentence and ends the process."""
+    configure_logging()
+    try:
+        running = await anyio.to_thread.run_sync(start_services)
+    except LabError as wrong:
+        sys.stderr.write(f"philab cannot start: {wrong}\n")
+        sys.stderr.flush()
+        os._exit(1)  # raising here would print a traceback, and the server would end with a code of its own
+    try:
+        yield {"services": running}
+    finally:
+        await anyio.to_thread.run_sync(running.close)
+
+
+def configure_logging() -> None:
+    """One line per event. The job queue tells of every look it takes, so only its warnings are kept."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("procrastinate").setLevel(logging.WARNING)
+
+
+async def to_docs(_: Any) -> RedirectResponse:
+    """`/api` without a slash would be answered by the pages."""
+    return RedirectResponse("/api/docs")
+
+
+def on_script_error(error: BaseException) -> bool:
+    """A fault in a page: the log gets the traceback, the person a sentence."""
+    logger.error("a page failed", exc_info=error, extra={"action": "page_failed"})
+    st.error(sentence(error))
+    return True
+
+
+app = st.App(
+    Path(__file__).resolve().with_name("shell.py"),
+    lifespan=lifespan,
+    on_script_error=on_script_error,
+    routes=[Route("/api", to_docs), Mount("/api", app=api)],
+)
+
+if __name__ == "__main__":
+    app.run()
