@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ async def lifespan(_: Any) -> AsyncIterator[dict[str, Any]]:
         sys.stderr.write(f"philab cannot start: {wrong}\n")
         sys.stderr.flush()
         os._exit(1)  # raising here would print a traceback, and the server would end with a code of its own
+    await anyio.to_thread.run_sync(import_module, "app.results")  # Altair and pandas, so that the first page does not wait for them
     try:
         yield {"services": running}
     finally:

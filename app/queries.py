@@ -158,10 +158,10 @@ def task(viewer: Viewer, task_id: UUID) -> tasks.TaskDetail:
         return tasks.get_task(session, viewer, task_id)
 
 
-def shards(task_id: UUID) -> list[board.Shard]:
-    """The shards of a task that the viewer was shown."""
+def shards(viewer: Viewer, task_id: UUID) -> list[board.Shard]:
+    """The shards of a task."""
     with _asked() as session:
-        return board.shards(session, task_id)
+        return board.shards(session, viewer, task_id)
 
 
 def create_task(viewer: Viewer, draft: tasks.TaskDraft) -> UUID:
@@ -221,10 +221,10 @@ def list_findings(viewer: Viewer, task_id: UUID) -> list[findings.Finding]:
         return findings.list_findings(session, viewer, task_id)
 
 
-def answered_tasks() -> list[tuple[UUID, str]]:
+def answered_tasks(viewer: Viewer) -> list[tuple[UUID, str]]:
     """Id and name of the tasks that somebody has sent a run to."""
     with _asked() as session:
-        return board.answered_tasks(session)
+        return board.answered_tasks(session, viewer)
 
 
 def submissions(viewer: Viewer, task_id: UUID) -> list[submission_views.Submission]:

@@ -6,7 +6,6 @@ from typing import Any
 
 from engine.errors import LabError
 
-RUN_STATUS_WORDS = {"queued": "queued", "running": "running", "ok": "ok", "failed": "failed", "cancelled": "cancelled"}
 STATUS_COLOURS = {
     "queued": "gray",
     "running": "blue",
@@ -28,18 +27,6 @@ STATUS_COLOURS = {
     "contested": "orange",
     "null": "violet",
     "withdrawn": "red",
-}
-STATUS_ICONS = {
-    "queued": ":material/schedule:",
-    "running": ":material/progress_activity:",
-    "ok": ":material/check:",
-    "failed": ":material/error:",
-    "cancelled": ":material/block:",
-    "open": ":material/lock_open:",
-    "in_progress": ":material/group:",
-    "completed": ":material/check:",
-    "archived": ":material/inventory_2:",
-    "draft": ":material/edit:",
 }
 
 FINDING_STATUS_MEANING = {

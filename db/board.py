@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from db import schema
 from db.runs import visible
 from db.schema import Finding, Run, Submission, Task, WorkUnit
+from db.tasks import get_task
 from db.viewer import Viewer
 
 SENDING = timedelta(seconds=20)
@@ -52,8 +53,13 @@ class Counts:
     findings: int
 
 
-def shards(session: Session, task_id: UUID) -> list[Shard]:
-    """The shards of a task in their order."""
+def shards(session: Session, viewer: Viewer, task_id: UUID) -> list[Shard]:
+    """The shards of a task in their order.
+
+    Raises:
+        NotFound: the viewer may not see such a task.
+    """
+    get_task(session, viewer, task_id)
     sent = Submission.work_unit_id == WorkUnit.id
     accepted = select(func.count()).where(sent, Submission.verdict == "accepted")
     waiting = select(func.count()).where(sent, Submission.verdict == "waiting")
@@ -104,8 +110,9 @@ def under_way(session: Session, viewer: Viewer, task_id: UUID) -> Sequence[Run]:
     return session.scalars(select(Run).where(*mine, alive).order_by(Run.id)).all()
 
 
-def answered_tasks(session: Session) -> list[tuple[UUID, str]]:
-    """Id and name of the tasks that somebody has sent a run to, the latest task first."""
+def answered_tasks(session: Session, viewer: Viewer) -> list[tuple[UUID, str]]:
+    """Id and name of the tasks that somebody has sent a run to, the latest task first. They were open once, so everybody may see them."""
+    del viewer
     sent = select(Submission.id).where(Submission.task_id == Task.id).exists()
     rows = session.execute(select(Task.id, Task.name).where(sent).order_by(Task.created_at.desc()))
     return [(row.id, row.name) for row in rows]

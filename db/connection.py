@@ -83,6 +83,10 @@ class Database:
                 session.commit()
             except OperationalError as failed:
                 session.rollback()
+                if isinstance(failed.orig, psycopg.errors.DiskFull):
+                    raise DatabaseUnavailable(
+                        f"the disk of the database at {_place(self.url)} is full.", next_step="Free some space; nothing was written."
+                    ) from failed
                 if failed.connection_invalidated or not _answered(failed):
                     raise _unavailable(self.url, failed.orig or failed) from failed
                 raise
@@ -190,8 +194,8 @@ def _place(url: URL) -> str:
 
 def _unavailable(url: URL, reason: BaseException) -> DatabaseUnavailable:
     """One sentence from what the driver says in many lines; it names no password."""
-    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
-    said = re.sub(r"^connection (?:to server .*|failed.*?): ", "", lines[-1] if lines else "no reason given")
+    lines = [line.strip() for line in str(reason).splitlines() if line.strip() and not line.strip().startswith("Is the server running")]
+    said = re.sub(r"^.*(connection to server|connection failed|hostaddr).*? failed: ", "", lines[-1] if lines else "no reason given")
     return DatabaseUnavailable(
         f"the database at {_place(url)} cannot be reached: {said.rstrip('.')}.",
         next_step="Check DATABASE_URL and that the server is up; leave DATABASE_URL out to use the embedded one.",

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from db.allowed import check_shareable
 from db.schema import Task, WorkUnit
 from engine.errors import SpecError
 from engine.evidence.validation import TOLERANCES
 from engine.spec import AnySpec, parse_spec, parse_text, spec_to_yaml
 from engine.spec.any import explain
 from engine.spec.base import Frozen, Rows
+from engine.spec.sharing import check_shareable
 from engine.text.datasets import Dataset, load_dataset
 
 DEFAULT_RUNS = 50

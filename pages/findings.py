@@ -48,7 +48,7 @@ def draw_runs_behind(task_id: UUID) -> None:
 
 
 st.title("Findings")
-choices = {str(task_id): name for task_id, name in queries.answered_tasks()}
+choices = {str(task_id): name for task_id, name in queries.answered_tasks(who)}
 if not choices:
     st.info(
         "No finding yet: nothing has been sent to a task. Take a share of one, or run `make demo` to see a whole turn.",

@@ -45,7 +45,7 @@ def draw_detail(task_id: UUID) -> None:
     st.title(escape(card.name))
     draw_task_text(card)
     draw_run_here(card, who)
-    draw_shards(card, queries.shards(task_id))
+    draw_shards(card, queries.shards(who, task_id))
     link("findings", "What the accepted shards say so far", task=str(task_id))
 
 

@@ -14,6 +14,7 @@ from engine.folder import read_folder
 from engine.presets import cuts
 from engine.settings import read_settings
 from engine.spec.any import AnySpec, NamedSpec, parse_spec
+from engine.spec.sharing import check_shareable
 from engine.store import write_atomically
 from scripts.community import Answer, Community, in_path
 from scripts.contributor_home import ContributorHome
@@ -104,7 +105,7 @@ def lease_shard(community: Community, task_id: str | None) -> Shard | None:
     if answer is None:
         return None
     try:
-        return Shard(
+        shard = Shard(
             lease_id=UUID(answer["lease_id"]),
             task_id=UUID(answer["task_id"]),
             task_name=str(answer["name"]),
@@ -116,6 +117,8 @@ def lease_shard(community: Community, task_id: str | None) -> Shard | None:
         raise CommunityUnreachable(
             f"the instance leased something that this version cannot read: {wrong!r}.", next_step="Update philab."
         ) from wrong
+    check_shareable(shard.spec)  # whatever an instance says, no file of this machine is read for it
+    return shard
 
 
 def announcement(community: Community, shard: Shard) -> str:

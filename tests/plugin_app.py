@@ -12,12 +12,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import requests
 
 from app.services import Services, start_services
 from engine.settings import Settings
+from engine.spec import DatasetRef, Rows
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM_FLAGS = [
@@ -155,16 +157,54 @@ def _wait_until_healthy(lab: Lab, server: subprocess.Popen[bytes]) -> None:
         try:
             if requests.get(f"{lab.url}/_stcore/health", timeout=2).text == "ok":
                 return
-        except requests.ConnectionError:
+        except requests.RequestException:
             time.sleep(0.2)
     pytest.fail(f"the server did not answer:\n{lab.log.read_text()[-4000:]}")
 
 
 @pytest.fixture(scope="session")
-def lab(start_lab: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(start_lab: Callable[..., Any], short_folder: Callable[[str], Path]) -> Iterator[Lab]:
     """One local lab for all journeys of this session: embedded Postgres, a worker inside."""
-    with start_lab(tmp_path_factory.mktemp("lab")) as running:
+    with start_lab(short_folder("lab")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def answered_task(lab: Lab) -> UUID:
+    """A task in `lab` whose three shards were each really run for three people by the worker of the app, so that a finding stands."""
+    from db import leases, runs, work
+    from db.connection import open_database
+    from db.contributors import ensure_owner, register
+    from db.keys import read_pepper
+    from db.tasks import create_task, draft_from, get_task
+    from db.viewer import Viewer
+    from engine.settings import read_settings
+    from engine.spec import read_spec
+
+    settings = read_settings(lab.environment)
+    spec = read_spec("planted_heads").spec.model_copy(update={"dataset": DatasetRef(name="planted_induction", rows=Rows(start=0, stop=24))})
+    wanted = {"name": "Which heads copy?", "hypothesis": "Two of them do.", "spec": spec.model_dump(mode="json"), "delta": 0.05}
+    database = open_database(settings, migrate=False)
+    try:
+        with database.session() as session:
+            owner = ensure_owner(session, settings)
+            task_id = create_task(session, owner, draft_from({**wanted, "n_shards": 3, "replicas": 3})).id
+            for name in ("ada", "bela", "chidi"):
+                person = register(session, username=name, email=None, pepper=read_pepper(settings))
+                viewer = Viewer(contributor_id=person.contributor_id, role="contributor")
+                while lease := leases.lease_idle(session, viewer, task_id):
+                    work.start_run(session, viewer, lease.spec, name=f"{name} {lease.shard_no}", task_id=task_id, lease_id=lease.id)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with database.session() as session:
+                if get_task(session, owner, task_id).status == "completed":
+                    return task_id
+            time.sleep(0.5)
+        with database.session() as session:
+            states = [(run.status, run.error, run.progress_message) for run in runs.list_runs(session, owner).rows]
+        pytest.fail(f"the app did not finish the task: {states}")
+    finally:
+        database.close()
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,15 @@ import sysconfig
 import tomllib
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import requests
 import yaml
 
 from engine.settings import ENVIRONMENT
+from scripts.serving import free_port, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -76,31 +79,49 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """An environment with nothing but the wheel, its dependencies borrowed from this one; commands run in another folder."""
+
+    binaries: Path
+    work: Path
+    environment: dict[str, str]
+
+    def run(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command that ends by itself."""
+        line = [self.binaries / name, *arguments]
+        return subprocess.run(line, cwd=self.work, env=self.environment, capture_output=True, text=True, timeout=300, check=False)
+
+
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a command of an environment with nothing but the wheel, its dependencies borrowed from this one; from another folder."""
-    folder = tmp_path_factory.mktemp("elsewhere")
+def installed(wheel: Path, short_folder: Callable[[str], Path]) -> Elsewhere:
+    folder = short_folder("elsewhere")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True, timeout=120)
-    python = folder / "venv" / "bin" / "python"
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    binaries, work = folder / "venv" / "bin", folder / "work"
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(binaries / "python"),
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        str(wheel),
+    ]
     subprocess.run(install, check=True, capture_output=True, timeout=120)
-    purelib = Path(subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True).strip())
+    asked = [binaries / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    purelib = Path(subprocess.check_output(asked, text=True).strip())
     (purelib / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    work.mkdir()
     environment = {
-        "PATH": f"{folder / 'venv' / 'bin'}:{os.environ['PATH']}",
+        "PATH": f"{binaries}:{os.environ['PATH']}",
         "HOME": str(folder),
         "PHILAB_DATA": str(folder / "data"),
         "PHILAB_CONFIG": str(folder / "config"),
     }
-    work = folder / "work"
-    work.mkdir()
-
-    def run(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [python.with_name(command[0]), *command[1:]], cwd=work, env=environment, capture_output=True, text=True, timeout=300
-        )
-
-    return run
+    return Elsewhere(binaries=binaries, work=work, environment=environment)
 
 
 def test_everything_travels_in_the_wheel(wheel: Path):
@@ -118,30 +139,43 @@ def test_everything_travels_in_the_wheel(wheel: Path):
     assert not any(name.startswith(("tests/", "docs/")) for name in names)
 
 
-def test_the_wheel_explains_itself_anywhere(installed: Callable[..., subprocess.CompletedProcess[str]]):
-    done = installed("philab", "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "contribute" in done.stdout
+def test_the_wheel_explains_itself_anywhere(installed: Elsewhere):
+    for line in (("philab", "--help"), ("philab-contribute", "--help"), ("python", "-m", "philab_contribute", "--help")):
+        done = installed.run(*line)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "contribute" in done.stdout
 
 
-def test_the_wheel_is_what_runs(installed: Callable[..., subprocess.CompletedProcess[str]]):
-    done = installed(
-        "python",
-        "-c",
-        "import app, engine, philab, scripts.app as a; print(app.__file__, engine.__file__, philab.__file__, len(a._shipped_values()))",
-    )
+def test_the_wheel_is_what_runs(installed: Elsewhere):
+    code = "import app, engine, philab, scripts.app as a; print(app.__file__, engine.__file__, philab.__file__, len(a._shipped_values()))"
+    done = installed.run("python", "-c", code)
     assert done.returncode == 0, done.stderr
-    *files, flags = done.stdout.split()
+    *files, values = done.stdout.split()
     assert all("elsewhere" in file for file in files), files
-    assert int(flags) > 20
+    assert int(values) > 20
 
 
-def test_the_wheel_runs_a_spec_anywhere(installed: Callable[..., subprocess.CompletedProcess[str]]):
-    done = installed("philab", "run", "planted_heads", "--preset", "cpu_sanity", "--out", "mine")
+def test_the_wheel_shows_the_whole_chain_anywhere(installed: Elsewhere):
+    done = installed.run("philab", "demo")
     assert done.returncode == 0, done.stderr
-    assert "95 % interval" in done.stdout
-    assert installed("philab-contribute", "--help").returncode == 0
-    assert installed("python", "-m", "philab_contribute", "--help").returncode == 0
+    assert "candidate" in done.stdout
+    assert (installed.work / "results" / "demo" / "finding.png").is_file()
+
+
+def test_the_wheel_serves_pages_and_api_anywhere(installed: Elsewhere, tmp_path: Path):
+    port, log = free_port(), tmp_path / "app.log"
+    line = [installed.binaries / "philab", "app", "--port", str(port)]
+    with log.open("wb") as out:
+        server = subprocess.Popen(line, cwd=installed.work, env=installed.environment, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/api/health", server, log=log)
+        answers = {path: requests.get(f"http://127.0.0.1:{port}{path}", timeout=10) for path in ("/", "/api/version", "/api/tasks")}
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+    assert [answer.status_code for answer in answers.values()] == [200, 200, 200]
+    assert "text/html" in answers["/"].headers["Content-Type"]
+    assert [task["name"] for task in answers["/api/tasks"].json()] == ["Demo: which heads carry induction?"]
 
 
 def test_compose_sets_only_what_the_settings_know():

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi_offline import FastAPIOffline
 
 from app.api import findings, leases, people, results, runs, system, tasks
 from app.api.access import limited
@@ -25,13 +26,14 @@ def create_api(services: Callable[[], Services]) -> FastAPI:
     Args:
         services: gives the running services; asked at every request, so that they may start later than the app.
     """
-    api = FastAPI(
+    api = FastAPIOffline(  # the documentation page brings its own scripts, so it works without the internet
         title="philab",
         version=engine_version(),
         description=DESCRIPTION,
         docs_url="/docs",
         redoc_url=None,
         openapi_url="/openapi.json",
+        static_url="/docs-assets",
         redirect_slashes=False,
         dependencies=[Depends(limited)],
     )

@@ -7,7 +7,7 @@ import altair as alt
 
 from app.charts.effects import EffectRow, chart_values, detail_titles, largest, number_format
 
-SMALLEST_CELL, LARGEST_CELL = 14, 58
+SMALLEST_CELL, LARGEST_CELL = 7, 58
 LABELLED_CELL = 44
 PAPER, INK = "#ffffff", "#0f172a"
 PLOT_WIDTH, PLOT_HEIGHT = 480, 480

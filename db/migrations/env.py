@@ -5,7 +5,7 @@ from alembic import context
 from db.schema import Table
 
 
-def ours(thing: object, name: str | None, type_: str, reflected: bool, compare_to: object) -> bool:
+def ours(_thing: object, name: str | None, type_: str, *_more: object) -> bool:
     return not (type_ == "table" and name is not None and name.startswith(("procrastinate_", "alembic_")))
 
 

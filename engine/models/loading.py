@@ -97,7 +97,7 @@ def resolve_model(ref: ModelRef, data_dir: Path | None = None) -> Path:
     if ref.id in SHIPPED:
         return SHIPPED[ref.id](data_dir or read_settings().data_dir)
     folder = Path(ref.id).expanduser()
-    if folder.is_dir():
+    if ref.revision is None and folder.is_dir():  # a folder has no revision: with one, the hub is meant
         return folder.resolve()
     if ref.id[0] in "./~\\" or not HUB_ID.fullmatch(ref.id):
         raise UnknownModel(f"there is no folder '{ref.id}'.", next_step=_choices())

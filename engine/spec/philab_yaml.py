@@ -76,7 +76,8 @@ def _dataset(block: object) -> dict[str, Any]:
     block = cast("Mapping[str, Any]", block)
     if block.get("huggingface_name"):
         raise SpecError(f"dataset '{block['huggingface_name']}' is on the hub.", next_step="Save it as JSONL and give its 'path'.")
-    shipped = {str(file.name).removesuffix(".jsonl") for file in (files("engine") / "resources" / "datasets").iterdir()}
+    names = [file.name for file in (files("engine") / "resources" / "datasets").iterdir()]
+    shipped = {name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl")}
     candidates = [str(block.get("name", "")), PurePosixPath(str(block.get("path", ""))).stem]
     for candidate in candidates:
         if candidate in shipped:

@@ -3,7 +3,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_nobody_listens(tmp_path: Path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         said = refusal(f"postgresql://u:secret@127.0.0.1:{port}/lab", tmp_path)
-    assert f"127.0.0.1:{port}/lab cannot be reached" in said
+    assert f"127.0.0.1:{port}/lab cannot be reached: Connection refused. Check" in said
     assert "Check DATABASE_URL" in said
 
 
@@ -65,7 +65,7 @@ def test_wrong_password(server_url: URL, tmp_path: Path):
         rules.write_text(f"local all visitor scram-sha-256\n{rules.read_text()}")
         connection.execute("select pg_reload_conf()")
     said = refusal(server_url.set(username="visitor", password="secret").render_as_string(hide_password=False), tmp_path)
-    assert 'password authentication failed for user "visitor"' in said
+    assert 'cannot be reached: FATAL:  password authentication failed for user "visitor". Check' in said
 
 
 def test_an_old_server_is_refused(tmp_path: Path):
@@ -128,6 +128,33 @@ def test_the_embedded_database_comes_back_after_a_crash(short_folder: Callable[[
             assert session.scalar(text("select count(*) from contributors")) == 1
     finally:
         database.close()
+
+
+def test_a_full_disk_under_way_is_one_sentence(small_disk: Path):
+    database = open_database(settings(None, small_disk))
+    try:
+        with pytest.raises(DatabaseUnavailable, match=r"the disk of the database .* is full\. Free some space; nothing was written"):
+            _fill(database)
+        with database.session() as session:
+            assert session.scalar(text("select to_regclass('big')")) is None
+    finally:
+        database.close()
+
+
+def _fill(database: Database) -> None:
+    with database.session() as session:
+        session.execute(text("create unlogged table big as select repeat('x', 1000) from generate_series(1, 1000000)"))
+
+
+@pytest.fixture
+def small_disk(short_folder: Callable[[str], Path]) -> Iterator[Path]:
+    folder = short_folder("small")
+    command = ["mount", "-t", "tmpfs", "-o", "size=160m,mode=755", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a full disk cannot be made here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_closing_one_database_leaves_the_server_to_the_others_of_this_process(short_folder: Callable[[str], Path]):

@@ -1,6 +1,7 @@
 """Training of philab-micro, in small: the same steps give the same weights, and an interrupted training goes on as if it had not been."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,3 +77,12 @@ def test_the_export_is_a_folder_that_transformers_loads(trained, tmp_path):
     facts = json.loads((tmp_path / "training.json").read_text())
     assert facts["steps_done"] == SMALL.steps
     assert facts["tokens_seen"] == 10 * 4 * 48
+    assert facts["stages"] == [[0, 10]]
+
+
+def test_a_change_of_the_planned_steps_on_the_way_is_kept(tmp_path):
+    train(replace(SMALL, steps=20), tmp_path, save_every=100, until=2)
+    train(replace(SMALL, steps=4), tmp_path, save_every=100)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["stages"] == [[0, 20], [2, 4]]
+    assert state["step"] == 4
