@@ -28,12 +28,8 @@ def draw_board() -> None:
     )
     cards = queries.list_tasks(who, status=None if status == "all" else status)
     if not cards:
-        text = (
-            "No task has this status."
-            if status != "all"
-            else "No task yet. Write one with 'New task', or run `make demo` to see a whole turn."
-        )
-        st.info(text, icon=":material/assignment:")
+        how = " Write one with 'New task', or run `make demo` to see a whole turn." if queries.may_create_task(who) else ""
+        st.info("No task has this status." if status != "all" else f"No task yet.{how}", icon=":material/assignment:")
     for card in cards:
         draw_card(card)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from engine.errors import CommunityUnreachable, LabError
 from engine.settings import Settings, read_settings
 from scripts.community import Community
-from scripts.contributor_home import ContributorHome, Identity, instance_url, key_for
+from scripts.contributor_home import ContributorHome, Identity, check_enabled, instance_url, key_for
 from scripts.exit_code import command
 from scripts.result_table import table
 from scripts.run import add_machine_arguments
@@ -139,6 +139,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs one of the commands of contributors."""
     asked = _parser().parse_args(argv)
     home, settings = ContributorHome(asked.home), read_settings()
+    check_enabled(settings)
     url = instance_url(asked.url, settings, home.identity())
     COMMANDS[asked.command].act(Place(home=home, settings=settings, url=url, key=asked.api_key, insecure=asked.insecure), asked)
 

@@ -71,6 +71,16 @@ class ContributorHome:
         return folder
 
 
+def check_enabled(settings: Settings) -> None:
+    """Keeps a machine whose owner wants no community features from talking to one.
+
+    Raises:
+        NotAllowed: they are switched off.
+    """
+    if not settings.platform.enabled:
+        raise NotAllowed("community features are switched off on this machine.", next_step="Set platform.enabled to true in app.yaml.")
+
+
 def instance_url(flag: str | None, settings: Settings, identity: Identity | None) -> str:
     """Address of the instance: the flag, else the settings, else where this machine registered.
 

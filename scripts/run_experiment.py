@@ -13,7 +13,7 @@ from engine.settings import Settings, read_settings
 from engine.spec.any import NamedSpec
 from engine.store import write_atomically
 from scripts.community import Community
-from scripts.contributor_home import ContributorHome, instance_url, key_for
+from scripts.contributor_home import ContributorHome, check_enabled, instance_url, key_for
 from scripts.execution import Execution, execute, file_name
 from scripts.exit_code import command
 from scripts.result_table import describe
@@ -69,6 +69,12 @@ def _for_a_task(asked: argparse.Namespace, settings: Settings) -> None:
 
     if not asked.task_id:
         raise SpecError("--submit-to names the instance, but not what the run is for.", next_step="Add --task-id ID.")
+    if not asked.submit_to and not settings.platform.auto_submit:
+        raise SpecError(
+            "--task-id names a task, but nobody said that the run may be sent.",
+            next_step="Add --submit-to URL, or set platform.auto_submit in app.yaml.",
+        )
+    check_enabled(settings)
     home = ContributorHome(asked.home)
     url = instance_url(asked.submit_to, settings, home.identity())
     if asked.api_key:

@@ -1,4 +1,4 @@
-"""Real workers, real runs of the planted model, real kills. Slow runs draw ten times per head; quick ones take half a second."""
+"""Real workers, real runs of the planted model, real kills. Slow runs draw 32 times per head and take many seconds; quick ones half of one."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def planted(**more: Any) -> AnySpec:
 
 QUICK = planted(limits={"records": 4})
 REFERENCE = {"name": "planted_induction", "rows": {"start": 64, "stop": 128}}
-SLOW = planted(mode="resample", reference=REFERENCE, seeds=list(range(10)))
+SLOW = planted(mode="resample", reference=REFERENCE, seeds=list(range(32)))
 BROKEN = planted(dataset={"path": "/nowhere/at/all.jsonl"})
 
 

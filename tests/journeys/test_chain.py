@@ -60,10 +60,10 @@ def create_task(page: Any, name: str) -> None:
     expect(page.get_by_text("12 runs in all")).to_be_visible()
     page.get_by_role("textbox", name="Name").fill(name)
     page.get_by_role("textbox", name="Name").press("Tab")
-    for label, value in (("Shards", "3"), ("Replicas", "1")):
+    for label, value, told in (("Shards", "3", "6 runs in all"), ("Replicas", "1", "3 runs in all")):
         page.get_by_role("spinbutton", name=label).fill(value)
         page.get_by_role("spinbutton", name=label).press("Enter")
-    expect(page.get_by_text("3 runs in all")).to_be_visible()
+        expect(page.get_by_text(told)).to_be_visible()
     page.get_by_role("button", name="Create the task").click()
     expect(page.get_by_role("heading", name=name)).to_be_visible()
 
@@ -194,8 +194,10 @@ def test_a_hosted_visitor_reads_and_can_start_nothing(browser: Any, start_lab: A
         page = context.new_page()
         open_page(page, "/tasks", "Tasks")
         expect(page.get_by_label("API key")).to_be_visible()
+        expect(page.get_by_text("No task yet.")).to_be_visible()
         assert page.get_by_text("New task").count() == 0
         open_page(page, "/runs", "Runs")
+        expect(page.get_by_text("No public runs yet.")).to_be_visible()
         assert page.get_by_text("New run").count() == 0
         page.get_by_label("API key").fill("plk_wrong")
         page.get_by_role("button", name="Sign in").click()

@@ -6,7 +6,7 @@ import pytest
 
 from engine.errors import NotAllowed, SpecError, StoreError
 from engine.settings import Settings
-from scripts.contributor_home import ContributorHome, Identity, instance_url, key_for
+from scripts.contributor_home import ContributorHome, Identity, check_enabled, instance_url, key_for
 
 ADA = Identity(url="https://lab.example.org", username="ada", contributor_id="1", api_key="plk_secret")
 
@@ -28,6 +28,12 @@ def test_modes_of_folders_that_exist_are_left_alone(tmp_path: Path):
     tmp_path.chmod(0o755)
     ContributorHome(tmp_path).save(ADA)
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+
+
+def test_who_wants_no_community_talks_to_none(tmp_path: Path):
+    check_enabled(settings(tmp_path))
+    with pytest.raises(NotAllowed, match=r"platform\.enabled"):
+        check_enabled(Settings.model_validate({"data_dir": tmp_path, "config_dir": tmp_path, "platform": {"enabled": False}}))
 
 
 def test_a_damaged_config_says_so(tmp_path: Path):

@@ -92,7 +92,11 @@ def test_an_experiment_is_written_as_plain_files(elsewhere: Path):
 
 @pytest.mark.parametrize(
     ("argv", "sentence"),
-    [([], "nothing to run"), (["--submit-to", "https://lab.example.org", "--spec", "mine.yaml"], "--task-id")],
+    [
+        ([], "nothing to run"),
+        (["--submit-to", "https://lab.example.org", "--spec", "mine.yaml"], "--task-id"),
+        (["--task-id", "x"], "platform.auto_submit"),
+    ],
 )
 def test_an_experiment_that_says_too_little_is_refused(argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str]):
     assert run_experiment.main(argv) == 1
