@@ -23,7 +23,7 @@ worker: $(READY) ## work off queued runs in a process of its own
 	@$(BIN)/philab worker
 
 test: $(READY) $(BROWSER) ## the whole test suite, with real Postgres and a real browser
-	$(BIN)/python -m pytest -m "not torture"
+	$(BIN)/python -m pytest
 
 check: $(READY) format lint types arrows ## format, lint, types and import arrows
 

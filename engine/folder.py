@@ -8,6 +8,7 @@ DIR/artifacts/<name>    files, with their hashes in run.json
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from uuid import UUID
 import uuid_utils.compat
 from pydantic import ValidationError
 
-from engine.errors import Conflict, NotFound, RunCancelled, SpecError, StoreError
+from engine.errors import Conflict, DatasetError, ModelError, NotFound, RunCancelled, SpecError, StoreError
 from engine.provenance import Provenance
 from engine.recorder import JsonValue
 from engine.result import ArtifactRef, Result
@@ -96,8 +97,11 @@ class FolderRecorder:
         self._write("run.json", self._run_json("ok", provenance, result=result.model_dump(mode="json")))
 
     def fail(self, error: BaseException, traceback: str) -> None:
-        """Writes a run.json that says `failed` or `cancelled`; leaves no folder behind for a run that never began."""
+        """Writes a run.json that says `failed` or `cancelled`. Bad input, and a run that never began, leave nothing behind."""
         if not self._head:
+            return
+        if isinstance(error, SpecError | DatasetError | ModelError):
+            shutil.rmtree(self.folder)  # it was new, empty, or held a run that did not finish
             return
         status = "cancelled" if isinstance(error, RunCancelled) else "failed"
         self._write("run.json", self._run_json(status, None, error=str(error), traceback=traceback))

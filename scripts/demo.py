@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SPEC = "planted_heads"
 SHARDS, SHARD_SIZE, REPLICAS = 6, 40, 2
-NAMES = ("demo-ada", "demo-bela", "demo-chidi", "demo-dora", "demo-emre")
+NAMES = ("demo-1", "demo-2", "demo-3", "demo-4", "demo-5")
 DELTA = 0.05
 SETTLE_S = 30.0
 OUT = Path("results/demo")

@@ -1,4 +1,4 @@
-"""Real workers, real runs of the planted model, real kills. Slow runs draw 32 times per head and take many seconds; quick ones half of one."""
+"""Real workers, real runs of the planted model, real kills. Slow runs draw 32 times per head; quick ones take half a second."""
 
 import os
 import signal

@@ -72,6 +72,11 @@ def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
+def test_bad_input_leaves_nothing(tmp_path: Path) -> None:
+    recorded(tmp_path / "r").fail(SpecError("head 9 does not exist"), "trace")
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_finished_or_foreign_folder_is_not_overwritten_but_a_broken_run_is(tmp_path: Path) -> None:
     recorded(tmp_path / "broken")
     FolderRecorder(tmp_path / "broken")

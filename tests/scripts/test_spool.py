@@ -1,8 +1,9 @@
 """Sending over a real HTTP server that misbehaves on demand."""
 
 import json
+import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -136,6 +137,27 @@ def test_a_key_that_is_no_longer_good_loses_nothing(spool: Spool, instance: Inst
     with pytest.raises(NotAllowed, match="unknown key"):
         deliver(spool, waiting, Community(instance.url))
     assert spool.waiting() == [waiting]
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(20_000, marks=pytest.mark.torture)])
+def test_through_faults_of_every_kind_nothing_is_lost_or_sent_with_another_key(count: int, spool: Spool, instance: Instance):
+    """The line is cut, the instance is busy, down or slow, the sender gives up and comes back: all results arrive, each with one key."""
+    seed = random.Random(count)
+    faults = [None, ready(500, "broken"), ready(503, "down"), ready(429, "slow", **{"Retry-After": "1"}), ready(409, "in flight")]
+    kept = [spool.add(url=instance.url, task_id="t", body=json.dumps({"number": number})) for number in range(count)]
+    community, rounds = Community(instance.url), 0
+    while spool.waiting():
+        rounds += 1
+        assert rounds < 100
+        for waiting in spool.waiting():
+            good: tuple[int, dict[str, str], str] = (201, {}, '{"id": "s", "status": "waiting", "view_url": "/x"}')
+            instance.answers = [*seed.choices(faults, k=seed.randrange(4)), good]
+            with suppress(CommunityUnreachable):
+                deliver(spool, waiting, community, patience_s=seed.choice([0.0, 60.0]), sleep=lambda _: None)
+    arrived: dict[str, set[bytes]] = {}
+    for _, headers, body in instance.asked:
+        arrived.setdefault(headers["Idempotency-Key"], set()).add(body)
+    assert arrived == {waiting.idempotency_key: {waiting.body.encode()} for waiting in kept}
 
 
 def test_files_of_others_in_the_spool_are_left_alone(spool: Spool, instance: Instance, tmp_path: Path):
