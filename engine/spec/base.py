@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")]
+OneLine = Annotated[str, Field(pattern=r"^[^\x00-\x1F\x7F-\x9F\u2028\u2029\uFEFF]+$")]
+"""Text without control characters: it can be shown, written as YAML and read back."""
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 
@@ -20,9 +22,9 @@ class Frozen(BaseModel):
 class ModelRef(Frozen):
     """Which model, in which revision and precision."""
 
-    id: Annotated[str, Field(min_length=1, max_length=200, description="Shipped model, Hugging Face id, or local folder.")]
+    id: Annotated[OneLine, Field(min_length=1, max_length=200, description="Shipped model, Hugging Face id, or local folder.")]
     revision: Annotated[
-        str | None, Field(max_length=100, description="Commit of the Hugging Face repository; 40 hex digits in a community task.")
+        OneLine | None, Field(max_length=100, description="Commit of the Hugging Face repository; 40 hex digits in a community task.")
     ] = None
     dtype: Annotated[Dtype, Field(description="Precision in which the weights are loaded and the forward runs.")] = "float32"
     attention: Annotated[

@@ -36,9 +36,13 @@ class _StrictLoader(_Loader):
         return super().construct_mapping(node, deep=deep)  # pyright: ignore[reportUnknownMemberType]
 
 
+class _StrictDumper(yaml.SafeDumper):
+    """Quotes whatever this or an ordinary YAML reader would take for something else than text."""
+
+
 def _resolve(tag: str, pattern: str, first: str) -> None:
-    name = f"tag:yaml.org,2002:{tag}"
-    _StrictLoader.add_implicit_resolver(name, re.compile(pattern), list(first))  # pyright: ignore[reportUnknownMemberType]
+    for side in (_StrictLoader, _StrictDumper):
+        side.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))  # pyright: ignore[reportUnknownMemberType]
 
 
 _resolve("bool", r"^(?:true|false|True|False)$", "tfTF")
@@ -163,4 +167,4 @@ def spec_to_yaml(spec: AnySpec, *, name: str = "", description: str = "") -> str
     """YAML that reads back to the same spec, defaults left out."""
     inner = {"kind": spec.kind, **spec.model_dump(mode="json", exclude_defaults=True)}
     outer = {"name": name, "description": description, "spec": inner} if name or description else inner
-    return yaml.safe_dump(outer, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(outer, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, width=110)

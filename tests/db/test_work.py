@@ -1,6 +1,7 @@
 """Real workers, real runs of the planted model, real kills. Slow runs draw 32 times per head; quick ones take half a second."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -151,6 +152,22 @@ def test_a_run_is_done_and_kept(own_database: Database, own_settings: Settings, 
     assert rows_of(own_database, run_id) == (4, len(run.result["artifacts"]))
     for kept in run.result["artifacts"]:
         assert len(store.get(kept["sha256"])) == kept["size_bytes"]
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("seed", range(100))
+def test_killed_at_any_moment_every_run_ends_once(own_database: Database, process: Callable[..., Process], seed: int):
+    """Twelve quick runs, and a worker that is killed at random moments until they are done."""
+    draw, ids = random.Random(seed), [queue(own_database, QUICK) for _ in range(12)]
+    while any(look(own_database, run_id).status in ("queued", "running") for run_id in ids):
+        victim = process(stalled_s=1.0)
+        time.sleep(draw.uniform(0.5, 8.0))
+        victim.signal(signal.SIGKILL)
+        victim.ended()
+    for run_id in ids:
+        run = look(own_database, run_id)
+        whole = run.status == "ok" and run.result is not None and rows_of(own_database, run_id) == (4, len(run.result["artifacts"]))
+        assert whole or (run.error == LOST and rows_of(own_database, run_id) == (0, 0)), f"{run.status}: {run.error}"
 
 
 def test_a_killed_worker_loses_nothing_and_leaves_nothing_half_written(own_database: Database, process: Callable[..., Process]):

@@ -10,6 +10,10 @@ from hypothesis import strategies as st
 from engine.errors import SpecError
 from engine.spec import AblationSpec, DatasetRef, Limits, ModelRef, Rows, parse_spec, parse_text, spec_to_yaml
 
+LINES = st.text(
+    min_size=1, max_size=30, alphabet=st.characters(codec="utf-8", exclude_categories=["Cc", "Zl", "Zp"], exclude_characters="\ufeff")
+)
+
 
 def indices() -> st.SearchStrategy[object]:
     return st.one_of(st.just("all"), st.lists(st.integers(0, 10_000), min_size=1, max_size=6, unique=True).map(tuple))
@@ -22,7 +26,7 @@ def specs(draw: st.DrawFn) -> AblationSpec:
     start = draw(st.integers(0, 1000))
     rows = draw(st.one_of(st.none(), st.just(Rows(start=start, stop=start + draw(st.integers(1, 500))))))
     return AblationSpec(
-        model=ModelRef(id=draw(st.text(min_size=1, max_size=30, alphabet=st.characters(codec="utf-8", exclude_characters="\x00")))),
+        model=ModelRef(id=draw(LINES)),
         dataset=DatasetRef(name="planted_induction", rows=rows),
         site=site,
         layers=draw(indices()),
@@ -80,6 +84,7 @@ def test_every_limit_changes_the_identity() -> None:
         ({"kind": "ablation", "dataset": {"name": "d"}, "model": {"id": "m"}, "layers": [-1]}, "greater than or equal to 0"),
         ({"kind": "ablation", "dataset": {"name": "d"}, "model": {"id": "m"}, "site": "mlp_out", "heads": [1]}, "has no heads"),
         ({"kind": "ablation", "dataset": {}, "model": {"id": "m"}}, "exactly one of 'name' and 'path'"),
+        ({"kind": "ablation", "dataset": {"name": "d"}, "model": {"id": "a\nb"}}, "model.id"),
         ({"kind": "ablation", "dataset": {"name": "../etc"}, "model": {"id": "m"}}, "dataset.name"),
         ({"kind": "ablation", "dataset": {"name": "d", "rows": {"start": 4, "stop": 4}}, "model": {"id": "m"}}, "empty"),
         ({"kind": "ablation", "dataset": {"name": "d"}, "model": {"id": "m"}, "seeds": [3]}, "'seeds' has no meaning"),
