@@ -1,8 +1,6 @@
 """The ASGI app: the pages, and the HTTP API under /api, on one port. Run by `streamlit run app/main.py` or uvicorn."""
 
 import logging
-import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -15,9 +13,9 @@ from starlette.responses import RedirectResponse
 from starlette.routing import Mount, Route
 
 from app.api import create_api
-from app.services import services, start_services
+from app.process import running_services
+from app.services import services
 from app.wording import sentence
-from engine.errors import LabError
 
 logger = logging.getLogger(__name__)
 
@@ -26,25 +24,10 @@ api = create_api(services)
 
 @asynccontextmanager
 async def lifespan(_: Any) -> AsyncIterator[dict[str, Any]]:
-    """Starts and stops what the process shares; what cannot start says why in one sentence and ends the process."""
-    configure_logging()
-    try:
-        running = await anyio.to_thread.run_sync(start_services)
-    except LabError as wrong:
-        sys.stderr.write(f"philab cannot start: {wrong}\n")
-        sys.stderr.flush()
-        os._exit(1)  # raising here would print a traceback, and the server would end with a code of its own
-    await anyio.to_thread.run_sync(import_module, "app.results")  # Altair and pandas, so that the first page does not wait for them
-    try:
+    """Starts and stops what the process shares."""
+    async with running_services() as running:
+        await anyio.to_thread.run_sync(import_module, "app.results")  # Altair and pandas, so that the first page does not wait for them
         yield {"services": running}
-    finally:
-        await anyio.to_thread.run_sync(running.close)
-
-
-def configure_logging() -> None:
-    """One line per event. The job queue tells of every look it takes, so only its warnings are kept."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("procrastinate").setLevel(logging.WARNING)
 
 
 async def to_docs(_: Any) -> RedirectResponse:

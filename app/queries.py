@@ -118,7 +118,6 @@ def start_run(viewer: Viewer, named: NamedSpec, *, name: str, preset: str | None
     """
     spec = apply_preset(named.spec, preset) if preset else named.spec
     check_allowed(spec, viewer, services().settings)
-    check_allowed(spec, viewer, services().settings)
     with _asked() as session:
         return work.start_run(session, viewer, spec, name=name.strip() or named.name, preset=preset).id
 

@@ -179,7 +179,7 @@ class _Progress:
     def add(self, prompts: int, layers: Sequence[int]) -> None:
         """Some prompts went through variants at these layers."""
         self._done += prompts * sum(self._cost(layer) for layer in layers)
-        message = f"ablating layer {layers[-1]} of 0 to {self._n_layers - 1}" if layers else "running the unedited model"
+        message = f"ablating layer {layers[-1]} (layers are 0 to {self._n_layers - 1})" if layers else "running the unedited model"
         self._recorder.progress(self._done / self._total, message)
 
 
