@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import GPT2Config, PreTrainedTokenizerFast
@@ -156,7 +156,6 @@ def planted_tokenizer() -> PreTrainedTokenizerFast:
 
 def write_planted(folder: Path) -> None:
     """Write the model as a Hugging Face folder."""
-    save_file(planted_weights(), folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)
+    (folder / "model.safetensors").write_bytes(save(planted_weights(), metadata={"format": "pt"}))
     planted_config().save_pretrained(folder)
     planted_tokenizer().save_pretrained(folder)

@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,23 @@ def test_a_data_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "models").write_text("a file where a folder should be")
     with pytest.raises(StoreError, match=r"model 'planted-induction' cannot be written to .*Free some space"):
         planted_folder(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the size of files cannot be limited")
+def test_a_full_disk_is_said_in_a_sentence_and_leaves_nothing(tmp_path):
+    import resource
+    import signal
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="'planted-induction' cannot be written"):
+            planted_folder(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not list((tmp_path / "models").iterdir())
 
 
 def test_a_missing_micro_model_says_how_to_get_it(tmp_path):
