@@ -3,6 +3,7 @@
 import gzip
 import http.client
 import json
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -93,8 +94,13 @@ def test_wrong_methods_are_json(client: TestClient) -> None:
     assert (answer.status_code, answer.json()["error_code"]) == (405, "method_not_allowed")
 
 
-def test_the_docs_are_there(client: TestClient) -> None:
-    assert "swagger" in client.get("/api/docs").text
+def test_the_docs_are_there_and_load_from_here_alone(client: TestClient) -> None:
+    page = client.get("/api/docs").text
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert any("swagger" in path for path in loaded)
+    for path in loaded:
+        assert path.startswith("/api/")
+        assert client.get(path).status_code == 200, path
     paths = client.get("/api/openapi.json").json()["paths"]
     assert "/platform/tasks/next" in paths
     assert "/tasks/next" not in paths
