@@ -15,6 +15,8 @@ from db.schema import new_id
 from engine.evidence.submission import MAX_BODY_BYTES
 
 MAX_QUERY_BYTES = 8192
+DISCARDED_BYTES = 4 * MAX_BODY_BYTES
+"""Of a body that is too large, so much is received and thrown away, so that its sender gets to read the answer."""
 
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _KEY_WORDS = {"api_key", "apikey", "x-api-key", "key", "token"}
@@ -90,9 +92,12 @@ async def _read(receive: Receive) -> tuple[bytes, tuple[int, Fault] | None]:
             return b"", (400, Fault(error_code="bad_request", message="the connection ended before the body did."))
         part: bytes = message.get("body", b"")
         size, more = size + len(part), message.get("more_body", False)
-        if size > MAX_BODY_BYTES:
-            return b"", (413, Fault(error_code="too_large", message=f"the body has more than {MAX_BODY_BYTES} bytes."))
-        parts.append(part)
+        if size <= MAX_BODY_BYTES:
+            parts.append(part)
+        elif size > DISCARDED_BYTES:
+            break
+    if size > MAX_BODY_BYTES:
+        return b"", (413, Fault(error_code="too_large", message=f"the body has more than {MAX_BODY_BYTES} bytes."))
     return b"".join(parts), None
 
 

@@ -4,6 +4,8 @@ import gzip
 import http.client
 import json
 import re
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -145,15 +147,28 @@ def test_compressed_and_untyped_bodies_are_refused(client: TestClient) -> None:
 
 
 def test_a_body_that_is_too_large_is_refused_by_received_bytes(server: str) -> None:
-    """Chunked, so no length is announced; and with a length that lies."""
-    host = urlsplit(server).netloc
-    connection = http.client.HTTPConnection(host, timeout=20)
+    """Chunked, so no length is announced."""
     chunks = (b"x" * 65_536 for _ in range(MAX_BODY_BYTES // 65_536 + 4))
-    connection.request("POST", "/api/register", body=chunks, headers={"Content-Type": "application/json"}, encode_chunked=True)
-    answer = connection.getresponse()
-    assert answer.status == 413
-    assert json.loads(answer.read())["error_code"] == "too_large"
-    connection.close()
+    with closing(http.client.HTTPConnection(urlsplit(server).netloc, timeout=20)) as connection:
+        connection.request("POST", "/api/register", body=chunks, headers={"Content-Type": "application/json"}, encode_chunked=True)
+        answer = connection.getresponse()
+        assert answer.status == 413
+        assert json.loads(answer.read())["error_code"] == "too_large"
+
+
+def test_a_body_without_end_is_cut_off(server: str) -> None:
+    """Whoever goes on sending is disconnected; no more than a fixed number of bytes is received, and none of it kept."""
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        while sent < 64 * MAX_BODY_BYTES:
+            sent += 65_536
+            yield b"x" * 65_536
+
+    with closing(http.client.HTTPConnection(urlsplit(server).netloc, timeout=20)) as connection, suppress(ConnectionError):
+        connection.request("POST", "/api/register", body=endless(), headers={"Content-Type": "application/json"}, encode_chunked=True)
+    assert sent < 32 * MAX_BODY_BYTES
 
 
 def test_a_body_just_within_the_limit_is_read(client: TestClient) -> None:
