@@ -5,33 +5,25 @@ list of names; everything else (parallel or serial block, norms behind attention
 is read off one small forward pass through the first layer.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from threading import RLock
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.errors import SpecError, UnknownAnatomy
 from engine.hooks.observation import Parts, Seen, observe
-from engine.hooks.sites import Site
+from engine.hooks.place import Place
+from engine.hooks.sites import GROUPED, INSIDE_ATTENTION, PAIRS, Site
 
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 OUT_PROJECTION_NAMES = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+FINAL_NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f")
 MLP_OUT_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "out_proj")
 
 BlockKind = Literal["serial", "parallel", "sandwich"]
-
-
-class Place(NamedTuple):
-    """A tensor in the forward pass: what goes into a module, or what comes out of it."""
-
-    module: nn.Module
-    side: Literal["in", "out"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +45,14 @@ class Anatomy:
     """Where the sites of a model are.
 
     Attributes:
+        whole: the model.
+        embed: the token embeddings.
+        final: the norm behind the last layer; None where the engine finds none.
         blocks: the layers from bottom to top.
         kind: `serial` (the MLP reads what attention wrote), `parallel` (both read the layer's input), or `sandwich`
             (serial, with a norm behind attention and behind the MLP).
         n_heads: query heads per layer; 0 where heads cannot be told apart.
+        n_kv_heads: heads of keys and values per layer; several query heads may share one.
         d_head: width of one head's slice of z.
         d_model: width of the residual stream.
         layer_gives_tuple: whether a layer answers with a tuple.
@@ -64,9 +60,13 @@ class Anatomy:
         exchangeable: whether a layer can be redone from a given attention or MLP output alone.
     """
 
+    whole: PreTrainedModel
+    embed: nn.Module
+    final: nn.Module | None
     blocks: tuple[Block, ...]
     kind: BlockKind
     n_heads: int
+    n_kv_heads: int
     d_head: int
     d_model: int
     layer_gives_tuple: bool
@@ -91,19 +91,30 @@ class Anatomy:
             SpecError: no such layer or head.
             UnknownAnatomy: the model has no such place.
         """
-        if site.layer >= self.n_layers:
+        if site.layer is not None and site.layer >= self.n_layers:
             raise SpecError(f"layer {site.layer} does not exist: {model} has layers 0 to {self.n_layers - 1}.")
         self.place(site)
-        if site.head is not None and site.head >= self.n_heads:
-            raise SpecError(f"head {site.head} does not exist: {model} has heads 0 to {self.n_heads - 1} in each layer.")
+        heads, what = (self.n_kv_heads, "key-value groups") if site.name in GROUPED else (self.n_heads, "heads")
+        if site.head is not None and site.head >= heads:
+            raise SpecError(f"head {site.head} does not exist: {model} has {what} 0 to {heads - 1} in each layer.")
+        width = self.width(site)
+        if site.unit is not None and width is not None and site.unit >= width:
+            raise SpecError(f"unit {site.unit} does not exist: site '{site.name}' of {model} has units 0 to {width - 1}.")
 
     def place(self, site: Site) -> Place:
-        """The tensor that a site means; for a head the whole z, of which `head_slice` is the part.
+        """The tensor that a site means; for a head or a unit the whole of which `part` takes it.
 
         Raises:
             UnknownAnatomy: this model has no such place.
         """
-        block = self.blocks[site.layer]
+        match site.name:
+            case "embed":
+                return Place(self.embed, "out")
+            case "final":
+                return Place(self._found(self.final, site), "out")
+            case "logits":
+                return Place(self.whole, "logits")
+        block = self.blocks[site.depth]
         match site.name:
             case "resid_pre":
                 return Place(block.layer, "in")
@@ -111,14 +122,39 @@ class Anatomy:
                 return Place(block.layer, "out")
             case "resid_mid":
                 return Place(self._found(block.middle, site), "in")
-            case "z":
-                return Place(self._found(block.attn_out_proj if self.n_heads else None, site), "in")
             case "attn_out":
                 return Place(self._found(block.attn_end, site), "out")
             case "mlp_out":
                 return Place(self._found(block.mlp_end, site), "out")
             case "neurons":
                 return Place(self._found(block.mlp_out_proj, site), "in")
+            case "z":
+                return Place(self._found(block.attn_out_proj if self.n_heads else None, site), "in")
+            case "head_out":
+                return Place(self._found(block.attn_out_proj if self.n_heads else None, site), "heads")
+            case "q" | "k" | "v" | "scores" | "pattern":
+                return Place(self._found(block.attn if self.n_heads else None, site), site.name)
+
+    def width(self, site: Site) -> int | None:
+        """Columns along the last axis of a site, or of one head of it; None where that is known only when it runs."""
+        match site.name:
+            case "z":
+                return self.d_head if site.head is not None else self.n_heads * self.d_head
+            case "neurons":
+                return self.d_mlp
+            case "logits":
+                return self.whole.config.get_text_config().vocab_size
+            case "q" | "k" | "v" | "scores" | "pattern":
+                return None
+            case _:
+                return self.d_model
+
+    def part(self, x: Tensor, site: Site) -> Tensor:
+        """The part of a place's tensor that a site's head and unit mean; a view."""
+        if site.head is not None:
+            at = (..., self.head_slice(site.head)) if site.name == "z" else (slice(None), site.head)
+            x = x[at] if site.name == "z" or site.name in PAIRS else x[:, :, site.head]
+        return x if site.unit is None else x[..., site.unit : site.unit + 1]
 
     def head_slice(self, head: int) -> slice:
         """The columns of z that belong to a query head."""
@@ -129,27 +165,10 @@ class Anatomy:
             return module
         beside = site.name == "resid_mid" and self.kind == "parallel"
         reason = "its attention and MLP work side by side" if beside else "the engine did not find it"
+        if site.name in INSIDE_ATTENTION or site.name in ("z", "head_out"):
+            reason = "its heads cannot be told apart"
         layer = type(self.blocks[0].layer).__name__
         raise UnknownAnatomy(f"{layer} has no site '{site.hook_name}': {reason}.", next_step="Choose another site.")
-
-
-class Addressed(Protocol):
-    """What edits, captures and sweeps need to know of a loaded model."""
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The model itself."""
-        ...
-
-    @property
-    def anatomy(self) -> Anatomy:
-        """Where its sites are."""
-        ...
-
-    @property
-    def lock(self) -> RLock:
-        """Held while anything is hooked into the model."""
-        ...
 
 
 def find_anatomy(model: PreTrainedModel) -> Anatomy:
@@ -165,25 +184,19 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     seen = observe(model, bottom, layers[1:])
     n_heads, d_head = _heads(model, attentions)
     return Anatomy(
+        whole=model,
+        embed=model.get_input_embeddings(),
+        final=_final_norm(model, layers),
         blocks=tuple(_block(*parts, seen) for parts in zip(layers, attentions, mlps, strict=True)),
         kind="parallel" if seen.parallel else "sandwich" if seen.attn_norm else "serial",
         n_heads=n_heads,
+        n_kv_heads=_kv_heads(attentions[0], n_heads),
         d_head=d_head,
         d_model=seen.d_model,
         layer_gives_tuple=seen.layer_gives_tuple,
         attn_gives_tuple=seen.attn_gives_tuple,
         exchangeable=seen.exchangeable and None not in attentions and None not in mlps,
     )
-
-
-def accepts(model: PreTrainedModel, argument: str) -> bool:
-    """Whether the model's forward takes an argument of that name."""
-    return argument in _arguments(type(model))
-
-
-@cache
-def _arguments(model_class: type[PreTrainedModel]) -> frozenset[str]:
-    return frozenset(inspect.signature(model_class.forward).parameters)
 
 
 def _block(layer: nn.Module, attn: nn.Module | None, mlp: nn.Module | None, seen: Seen) -> Block:
@@ -212,6 +225,14 @@ def _outer_lists(model: PreTrainedModel) -> list[nn.ModuleList]:
     """Lists that are not inside a layer: those are experts and the like."""
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
     return [found for name, found in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+
+
+def _final_norm(model: PreTrainedModel, layers: Sequence[nn.Module]) -> nn.Module | None:
+    """The norm that stands beside the list of layers."""
+    for parent in model.modules():
+        if any(isinstance(child, nn.ModuleList) and len(child) and child[0] is layers[0] for child in parent.children()):
+            return _named(parent, FINAL_NORM_NAMES)
+    return None
 
 
 def _attention(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
@@ -255,3 +276,9 @@ def _heads_of(model: PreTrainedModel, attn: nn.Module | None) -> tuple[int, int]
     if not isinstance(d_head, int):
         d_head = width // model.config.get_text_config().num_attention_heads
     return (width // d_head, d_head) if width % d_head == 0 else (0, 0)
+
+
+def _kv_heads(attn: nn.Module | None, n_heads: int) -> int:
+    """Heads of keys and values; as many as query heads unless the attention says that they are shared."""
+    groups = getattr(attn, "num_key_value_groups", 1)
+    return n_heads // groups if isinstance(groups, int) and groups > 0 else n_heads

@@ -1,14 +1,14 @@
 """Prompts of different lengths in one tensor, and the plain forward pass over them."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-
-from engine.hooks.anatomy import accepts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Batch:
     @classmethod
     def of(
         cls, prompts: Sequence[Sequence[int]], *, pad: int = 0, side: Literal["left", "right"] = "right", device: torch.device | str = "cpu"
-    ) -> Self:
+    ) -> "Batch":
         """The batch of these token ids; a token's position counts its own prompt's tokens only, wherever the padding is."""
         width = max(len(prompt) for prompt in prompts)
         ids, mask = [], []
@@ -45,7 +45,7 @@ class Batch:
         """Positions of the longest prompt."""
         return self.input_ids.shape[1]
 
-    def repeated(self, times: int) -> Self:
+    def repeated(self, times: int) -> "Batch":
         """The whole batch `times` times, one after the other."""
         return type(self)(
             input_ids=self.input_ids.repeat(times, 1),
@@ -53,7 +53,7 @@ class Batch:
             position_ids=self.position_ids.repeat(times, 1),
         )
 
-    def at(self, positions: Tensor) -> Self:
+    def at(self, positions: Tensor) -> "Batch":
         """Some positions only; meaningful for what works on each position by itself."""
         return type(self)(
             input_ids=self.input_ids[:, positions],
@@ -62,13 +62,14 @@ class Batch:
         )
 
 
-def forward(model: PreTrainedModel, batch: Batch, positions: Tensor | None = None) -> Tensor:
+def forward(model: PreTrainedModel, batch: Batch, positions: Tensor | None = None, *, grad: bool = False) -> Tensor:
     """Logits [batch, kept, vocab] of a plain forward pass: no cache, and at `positions` only where the model can do that.
 
     Args:
         model: any causal language model.
         batch: prompts.
         positions: positions along the sequence whose logits are wanted, ascending; all when None.
+        grad: keep what gradients need.
     """
     arguments: dict[str, object] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
     if accepts(model, "position_ids"):
@@ -76,6 +77,16 @@ def forward(model: PreTrainedModel, batch: Batch, positions: Tensor | None = Non
     keep = positions is not None and accepts(model, "logits_to_keep")
     if keep:
         arguments["logits_to_keep"] = positions
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         logits = model(**arguments).logits
     return logits if keep or positions is None else logits[:, positions]
+
+
+def accepts(model: PreTrainedModel, argument: str) -> bool:
+    """Whether the model's forward takes an argument of that name."""
+    return argument in _arguments(type(model))
+
+
+@cache
+def _arguments(model_class: type[PreTrainedModel]) -> frozenset[str]:
+    return frozenset(inspect.signature(model_class.forward).parameters)

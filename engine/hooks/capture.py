@@ -1,4 +1,4 @@
-"""Tensors read out of a forward pass."""
+"""Tensors read out of a forward pass, and their gradients."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -7,30 +7,81 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.hooks.anatomy import Addressed, Place
-from engine.hooks.edit import changing
+from engine.errors import ModelError
+from engine.hooks.anatomy import Anatomy
+from engine.hooks.place import Place
 from engine.hooks.sites import Site
+from engine.hooks.wiring import Addressed, changing
+
+
+class Captured(dict[Site, Tensor]):
+    """What was read: site -> tensor of the last forward pass.
+
+    Streams, outputs, z and neurons are [batch, pos, width]; head_out, q, k and v [batch, pos, head, width]; scores and pattern
+    [batch, head, query, key]. A site with a head or a unit gives that part, without the axis of heads.
+    """
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        super().__init__()
+        self._anatomy = anatomy
+        self._whole = dict[Site, Tensor]()
+
+    def keep(self, site: Site, x: Tensor, *, grad: bool) -> Tensor:
+        """Takes a site's part of a tensor, which is given back as it is."""
+        if grad:
+            if not x.requires_grad:
+                raise ModelError("gradients were asked for, but the model runs without them.", next_step="Use torch.enable_grad().")
+            x.retain_grad()
+            self._whole[site] = x
+            self[site] = self._anatomy.part(x, site)
+        else:
+            self[site] = self._anatomy.part(x, site).detach()
+        return x
+
+    def grad(self, site: Site) -> Tensor:
+        """The gradient at a site, of the shape of what was captured there.
+
+        Raises:
+            ModelError: there is none: `grad=True` was not asked for, or nothing went backward to that site.
+        """
+        whole = self._whole.get(site)
+        if whole is None or whole.grad is None:
+            raise ModelError(
+                f"there is no gradient at '{site.hook_name}'.",
+                next_step="Capture with grad=True, and call backward() on a number that the site goes into.",
+            )
+        return self._anatomy.part(whole.grad, site)
 
 
 @contextmanager
-def captured(loaded: Addressed, sites: Sequence[Site]) -> Iterator[dict[Site, Tensor]]:
-    """A dict that each forward pass inside the block fills: site -> [batch, pos, width], the last pass wins.
+def captured(loaded: Addressed, sites: Sequence[Site], *, grad: bool = False) -> Iterator[Captured]:
+    """What the forward passes inside the block have at these sites, the last pass wins. Edits are seen, whenever they were put in place.
 
-    A `z` site with a head gets that head's slice. Edits that were registered before are seen; register them first.
+    Args:
+        loaded: the model.
+        sites: where to look.
+        grad: keep what gradients need; run the model with gradients enabled then, and call `backward`.
 
     Raises:
         SpecError: a site names a layer or head that the model lacks.
         UnknownAnatomy: the model has no such site.
     """
+    anatomy, got = loaded.anatomy, Captured(loaded.anatomy)
     for site in sites:
-        loaded.anatomy.check(site)
-    places = {site: loaded.anatomy.place(site) for site in sites}
-    with loaded.lock, captured_places(places, part=lambda site, x: _part(loaded, site, x)) as got:
+        anatomy.check(site)
+    with loaded.lock, ExitStack() as stack:
+        for site in sites:
+            loaded.wiring.refuse_unreachable(site, anatomy)
+        if grad:
+            stack.enter_context(changing(Place(anatomy.embed, "out"), _begin_gradients))
+        for site in dict.fromkeys(sites):
+            stack.enter_context(loaded.wiring.at(anatomy.place(site), partial(got.keep, site, grad=grad), "captures", anatomy))
         yield got
 
 
-def _part(loaded: Addressed, site: Site, x: Tensor) -> Tensor:
-    return x if site.head is None else x[..., loaded.anatomy.head_slice(site.head)]
+def _begin_gradients(x: Tensor) -> Tensor:
+    """The weights are frozen, so gradients begin at the embeddings."""
+    return x.detach().requires_grad_()
 
 
 @contextmanager

@@ -1,112 +1,166 @@
-"""Changes of a forward pass, as values: a site, an operation, and a tensor beside it."""
+"""Edits: changes of a forward pass, as closed and serialisable data. Imports without torch.
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+An edit says where (a site), what (an operation with its value and strength), and at which tokens. What each operation makes of the
+activation x, with u the value at length 1 and s the strength:
 
-from torch import Tensor, nn
+    zero         0                              set          the value
+    mean         the reference prompts' mean    resample     what a reference prompt drawn by `seed` has there
+    add          x + s * value                  norm_add     x + s * |x| * u
+    scale        s * x                          project_out  x - (x . u) u
+    orthogonal   x + (s - 1) (x . u) u          clamp        x + (s - x . u) u
+    cap          x + (min(x . u, s) - x . u) u
+"""
 
-from engine.hooks.anatomy import Addressed, Anatomy, Place
-from engine.hooks.replaced import first, with_first
-from engine.hooks.sites import Site
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
-Op = Literal["zero", "set", "add"]
-Change = Callable[[Tensor], Tensor]
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+
+from engine.hooks.positions import EVERY, All, Positions
+from engine.hooks.sites import GROUPED, PAIRS, Site
+from engine.values import Frozen, Sha256
+
+Op = Literal["zero", "mean", "resample", "set", "add", "scale", "clamp", "project_out", "orthogonal", "cap", "norm_add"]
+
+MAX_VALUES = 200_000
+"""Numbers that an edit may hold itself; larger tensors are named by their hash."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edit:
-    """One change of a forward pass.
+class Rule(NamedTuple):
+    """What an operation needs.
 
     Attributes:
-        site: where; a `z` site with a head means that head's slice only.
-        op: `zero`, or `set` to a value, or `add` a value.
-        value: tensor that broadcasts to the site's part, [batch, pos, width]; None for `zero`.
-        rows: rows of the batch that are changed; all when None.
+        value: whether it needs a value; `direction` for one that counts by its direction only.
+        strength: strength when none is given; NaN where one must be given, None where the operation has none.
+        neutral: strength at which it changes nothing; None where there is no such strength.
     """
 
-    site: Site
-    op: Op
-    value: Tensor | None = None
-    rows: slice | None = None
-
-    def __post_init__(self) -> None:
-        """A value is there exactly when the operation needs one."""
-        assert (self.value is None) == (self.op == "zero"), f"op '{self.op}' with value={self.value is not None}"
+    value: Literal["no", "yes", "direction"]
+    strength: float | None
+    neutral: float | None
 
 
-def changed(x: Tensor, edit: Edit, anatomy: Anatomy) -> Tensor:
-    """A new tensor: `x` [batch, pos, width] with the edit applied. `x` itself stays as it is."""
-    out = x.clone()
-    part = out if edit.rows is None else out[edit.rows]
-    if edit.site.head is not None:
-        part = part[..., anatomy.head_slice(edit.site.head)]
-    _change_in_place(part, edit)
-    return out
+RULES: dict[Op, Rule] = {
+    "zero": Rule("no", None, None),
+    "mean": Rule("no", None, None),
+    "resample": Rule("no", None, None),
+    "set": Rule("yes", None, None),
+    "add": Rule("yes", 1.0, 0.0),
+    "scale": Rule("no", math.nan, 1.0),
+    "clamp": Rule("direction", math.nan, None),
+    "project_out": Rule("direction", None, None),
+    "orthogonal": Rule("direction", math.nan, 1.0),
+    "cap": Rule("direction", math.nan, math.inf),
+    "norm_add": Rule("direction", 1.0, 0.0),
+}
+PAIR_OPS: frozenset[Op] = frozenset({"zero", "set", "add", "scale"})
+"""Operations that make sense for a number of its own, as in scores and patterns."""
 
 
-def _change_in_place(part: Tensor, edit: Edit) -> None:
-    match edit.op:
-        case "zero":
-            part.zero_()
-        case "set":
-            part.copy_(edit.value)  # type: ignore[arg-type]
-        case "add":
-            part.add_(edit.value)  # type: ignore[arg-type]
+class TensorRef(Frozen):
+    """A tensor kept beside the edit, named by what is in it."""
+
+    sha256: Annotated[Sha256, Field(description="Hash of dtype, shape and values.")]
+    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(max_length=4, description="Its shape.")]
 
 
-@contextmanager
-def edited(loaded: Addressed, edits: Sequence[Edit]) -> Iterator[None]:
-    """Inside the block every forward pass of the model is edited; at one site in the order given.
+def _plain(value: Any) -> Any:
+    """Tensors and arrays as nested lists of numbers."""
+    if isinstance(value, int | float) or not hasattr(value, "tolist"):
+        return value
+    if math.prod(value.shape) > MAX_VALUES:
+        raise ValueError(
+            f"a value of {math.prod(value.shape)} numbers is too large for an edit (at most {MAX_VALUES}); name it by a TensorRef"
+        )
+    return value.tolist()
 
-    Holds the model's lock, so that no other thread's run is edited too. Nothing is left on the model afterwards.
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Vector = Annotated[tuple[Number, ...], Field(min_length=1, max_length=MAX_VALUES)]
+Table = Annotated[tuple[Vector, ...], Field(min_length=1, max_length=MAX_VALUES)]
+Value = Annotated[Number | Vector | Table | TensorRef, BeforeValidator(_plain)]
+"""One number, a vector as wide as the site, a table of one vector per token index, or the name of a tensor."""
+Strength = Annotated[
+    float,
+    Field(allow_inf_nan=True),
+    PlainSerializer(lambda value: value if math.isfinite(value) else str(value), when_used="json"),  # JSON has no infinity
+]
+
+
+class When(Frozen):
+    """A condition, asked at each token: is the activation's product with a direction above (or below) a threshold?"""
+
+    feature: Annotated[Value, Field(description="The direction; a vector as wide as the site.")]
+    site: Annotated[Site | None, Field(description="Where the activation is read; the edit's own site when left out.")] = None
+    relation: Annotated[Literal[">", "<"], Field(description="On which side of the threshold the edit happens.")] = ">"
+    threshold: Annotated[Number, Field(description="In the activation's unit.")] = 0.0
+
+
+class Edit(Frozen):
+    """One change of a forward pass: site, operation, value, and the tokens that are changed."""
+
+    site: Annotated[Site, Field(description="Where; a hook name such as 'blocks.3.hook_resid_post' is understood as well.")]
+    op: Annotated[Op, Field(description="What is done.")]
+    value: Annotated[Value | None, Field(description="What it is done with, for operations that need something.")] = None
+    strength: Annotated[Strength | None, Field(description="How much; the operation's own default when left out.")] = None
+    positions: Annotated[Positions, Field(description="Tokens that are changed.")] = EVERY
+    keys: Annotated[Positions, Field(description="Key tokens that are changed, for scores and pattern.")] = EVERY
+    when: Annotated[When | None, Field(description="Condition at each token; always when left out.")] = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="Seed of the draw of 'resample'.")] = 0
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Edit":
+        self._check_value()
+        self._check_strength()
+        if self.seed and self.op != "resample":
+            raise ValueError(f"op '{self.op}' draws nothing, so 'seed' has no meaning; leave it out")
+        if not isinstance(self.keys, All) and self.site.name not in PAIRS:
+            raise ValueError(f"site '{self.site.name}' has no key tokens; leave 'keys' out, or choose 'scores' or 'pattern'")
+        if self.when is not None and self.site.name in PAIRS | GROUPED:
+            raise ValueError(f"a condition belongs to one token, and site '{self.site.name}' has several; leave 'when' out")
+        return self
+
+    def _check_value(self) -> None:
+        rule = RULES[self.op]
+        if rule.value == "no" and self.value is not None:
+            raise ValueError(f"op '{self.op}' takes no value; leave 'value' out")
+        if rule.value != "no" and self.value is None:
+            raise ValueError(f"op '{self.op}' needs a 'value'")
+        if rule.value == "direction" and self.site.unit is None and isinstance(self.value, int | float):
+            raise ValueError(f"op '{self.op}' needs a direction: a vector as wide as the site (value is {self.value})")
+        if self.site.name in PAIRS and self.op not in PAIR_OPS:
+            raise ValueError(f"op '{self.op}' has no meaning at site '{self.site.name}'; expected one of: {', '.join(sorted(PAIR_OPS))}")
+
+    def _check_strength(self) -> None:
+        rule = RULES[self.op]
+        if rule.strength is None and self.strength is not None:
+            raise ValueError(f"op '{self.op}' has no strength; leave 'strength' out")
+        if rule.strength is not None and self.strength is None and math.isnan(rule.strength):
+            raise ValueError(f"op '{self.op}' needs a 'strength'")
+        if self.strength is not None and not math.isfinite(self.strength) and self.strength != rule.neutral:
+            raise ValueError(f"strength {self.strength} is not a finite number")
+
+    @property
+    def amount(self) -> float:
+        """The strength, or the operation's own where none was given; 1 where it has none."""
+        default = RULES[self.op].strength
+        return self.strength if self.strength is not None else 1.0 if default is None else default
+
+    @property
+    def neutral(self) -> bool:
+        """Whether the edit changes nothing whatever the activation is; then nothing is hooked into the model for it."""
+        return self.amount == RULES[self.op].neutral
+
+    def at_strength(self, strength: float) -> "Edit":
+        """The same edit with another strength."""
+        return Edit.model_validate({**self.model_dump(), "strength": strength})
+
+
+def read_edits(values: Sequence[Any]) -> tuple[Edit, ...]:
+    """The edits that a list of mappings (as from JSON) describes; edits pass through.
 
     Raises:
-        SpecError: an edit names a layer or head that the model lacks.
-        UnknownAnatomy: the model has no such site.
+        pydantic.ValidationError: one of them is wrong.
     """
-    anatomy, at = loaded.anatomy, defaultdict[Place, list[Edit]](list)
-    for edit in edits:
-        anatomy.check(edit.site)
-        at[anatomy.place(edit.site)].append(edit)
-    with loaded.lock, ExitStack() as stack:
-        for place, here in at.items():
-            stack.enter_context(changing(place, _all_of(here, anatomy)))
-        yield
-
-
-def _all_of(edits: Sequence[Edit], anatomy: Anatomy) -> Change:
-    def change(x: Tensor) -> Tensor:
-        for edit in edits:
-            x = changed(x, edit, anatomy)
-        return x
-
-    return change
-
-
-@contextmanager
-def changing(place: Place, change: Change) -> Iterator[None]:
-    """Inside the block the tensor at a place is what `change` makes of it."""
-    handle = _register_in(place.module, change) if place.side == "in" else _register_out(place.module, change)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _register_in(module: nn.Module, change: Change) -> Any:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (change(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
-
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
-
-
-def _register_out(module: nn.Module, change: Change) -> Any:
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        return with_first(output, change(first(output)))
-
-    return module.register_forward_hook(hook)
+    return tuple(value if isinstance(value, Edit) else Edit.model_validate(value) for value in values)

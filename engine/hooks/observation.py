@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from engine.hooks.inputs import input_device
 from engine.hooks.replaced import first, passed_on, replaced, with_first
 
 
@@ -73,7 +74,7 @@ def _second_row_moved(x: Tensor) -> Tensor:
 
 
 def _run_three_tokens(model: PreTrainedModel) -> None:
-    ids = torch.tensor([[0, 1, 2]] * 2, device=model.device)
+    ids = torch.tensor([[0, 1, 2]] * 2, device=input_device(model))
     with torch.no_grad():
         model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 

@@ -3,30 +3,35 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from engine.hooks.anatomy import Addressed, Anatomy, Place
+from engine.hooks.anatomy import Anatomy
 from engine.hooks.batch import Batch, forward
+from engine.hooks.call import Calls, TokenView
 from engine.hooks.capture import captured_places
-from engine.hooks.edit import Edit, changed, changing, edited
+from engine.hooks.change import Change, changed
+from engine.hooks.place import Place
 from engine.hooks.replaced import answer, passed_on, replaced
+from engine.hooks.wiring import Addressed, changing, edited
 
-Variant = Sequence[Edit]
-Way = Literal["z", "attn_out", "mlp_out", "general"]
-"""What a replay begins with: a part of one layer that is exchanged, or the residual stream."""
+Variant = Sequence[Change]
+Way = Literal["z", "attn_out", "mlp_out", "general", "whole"]
+"""What a replay begins with: a part of one layer that is exchanged, the residual stream, or the tokens."""
 Part = Literal["resid_pre", "z", "attn", "attn_end", "mlp", "mlp_end"]
 PARTS: dict[Way, tuple[Part, ...]] = {
     "z": ("resid_pre", "z"),
     "attn_out": ("resid_pre", "attn", "attn_end"),
     "mlp_out": ("resid_pre", "attn", "mlp_end"),
     "general": ("resid_pre",),
+    "whole": (),
 }
 """What the clean run stores for each way of replaying; in a parallel block also the MLP's output."""
 
 
+@runtime_checkable
 class Readout(Protocol):
     """A number per prompt, read off the logits."""
 
@@ -67,6 +72,11 @@ class Replay:
         """Where the model's sites are."""
         return self.loaded.anatomy
 
+    @property
+    def calls(self) -> Calls:
+        """The batch as a call of the model would tell of it."""
+        return Calls.at(TokenView.of(self.batch, special=self.loaded.special_ids))
+
 
 def clean_run(loaded: Addressed, batch: Batch, readout: Readout, groups: Sequence[Group]) -> tuple[Tensor, Stored]:
     """The clean metric, and what the groups' replays start from."""
@@ -98,20 +108,25 @@ def _place(anatomy: Anatomy, layer: int, part: Part) -> Place:
 
 def replayed(run: Replay, group: Group, chunk: Sequence[Variant]) -> Tensor:
     """[variants * batch]: the metric of a chunk of one group."""
-    if group.way == "general":
-        return _from_residual(run, group.layer, chunk)
+    if group.way in ("general", "whole"):
+        return _with_edits(run, group, chunk)
     return _from_exchange(run, group, chunk)
 
 
-def _from_residual(run: Replay, layer: int, chunk: Sequence[Variant]) -> Tensor:
-    """Starts at a layer's input; the edits are hooks on their rows."""
-    size = run.batch.size
-    edits = [replace(edit, rows=slice(index * size, (index + 1) * size)) for index, variant in enumerate(chunk) for edit in variant]
-    resid = _repeated(run.stored[layer, "resid_pre"], len(chunk))
+def _with_edits(run: Replay, group: Group, chunk: Sequence[Variant]) -> Tensor:
+    """Starts at a layer's input, or at the tokens; the edits are hooks on their rows."""
+    changes = [_moved(change, index * run.batch.size, run.batch.size) for index, variant in enumerate(chunk) for change in variant]
     with ExitStack() as stack:
-        _start_at(stack, run.anatomy, layer, resid)
-        stack.enter_context(edited(run.loaded, edits))
+        if group.way == "general":
+            _start_at(stack, run.anatomy, group.layer, _repeated(run.stored[group.layer, "resid_pre"], len(chunk)))
+        stack.enter_context(edited(run.loaded, changes))
         return run.readout(forward(run.loaded.model, run.batch.repeated(len(chunk)), run.readout.positions))
+
+
+def _moved(change: Change, start: int, size: int) -> Change:
+    """The change on one copy of the batch among many."""
+    first, last, _ = (change.rows or slice(None)).indices(size)
+    return replace(change, rows=slice(start + first, start + last))
 
 
 def _from_exchange(run: Replay, group: Group, chunk: Sequence[Variant]) -> Tensor:
@@ -133,7 +148,7 @@ Outputs = dict[Literal["attn", "attn_end", "mlp", "mlp_end"], Tensor]
 def _known_outputs(run: Replay, group: Group, chunk: Sequence[Variant]) -> Outputs:
     """What the modules of the group's layer give in each variant, as far as it needs no work."""
     block, stored, layer = run.anatomy.blocks[group.layer], run.stored, group.layer
-    exchanged = torch.cat([_all_changed(stored[layer, PARTS[group.way][-1]], variant, run.anatomy) for variant in chunk])
+    exchanged = torch.cat([_all_changed(run, stored[layer, PARTS[group.way][-1]], variant) for variant in chunk])
     outputs: Outputs = {}
     if group.way == "z":
         assert block.attn_out_proj is not None, "z is what goes into this projection"
@@ -149,9 +164,9 @@ def _known_outputs(run: Replay, group: Group, chunk: Sequence[Variant]) -> Outpu
     return outputs
 
 
-def _all_changed(x: Tensor, variant: Variant, anatomy: Anatomy) -> Tensor:
-    for edit in variant:
-        x = changed(x, edit, anatomy)
+def _all_changed(run: Replay, x: Tensor, variant: Variant) -> Tensor:
+    for change in variant:
+        x = changed(x, change, run.anatomy, None if change.everywhere else run.calls)
     return x
 
 

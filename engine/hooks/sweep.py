@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.errors import RunCancelled
-from engine.hooks.anatomy import Addressed, Anatomy
+from engine.errors import RunCancelled, SpecError
+from engine.hooks.anatomy import Anatomy
 from engine.hooks.batch import Batch, forward
-from engine.hooks.edit import edited
 from engine.hooks.replay import Group, Readout, Replay, Variant, Way, clean_run, replayed
+from engine.hooks.sites import Site
+from engine.hooks.wiring import Addressed, edited
 
 CPU_CACHE_BYTES = 8 * 2**20
 """The widest activation of one forward should stay in the processor's caches; more variants at once are slower there."""
@@ -68,6 +69,7 @@ def sweep(
         SpecError: an edit names a layer or head that the model lacks.
     """
     groups = _grouped(loaded.anatomy, variants)
+    _refuse_edited(loaded)
     stop_if(cancelled)
     with loaded.lock:
         clean, stored = clean_run(loaded, batch, readout, groups)
@@ -92,6 +94,14 @@ def naive_sweep(loaded: Addressed, batch: Batch, variants: Sequence[Variant], re
     return torch.stack(values)
 
 
+def _refuse_edited(loaded: Addressed) -> None:
+    with loaded.lock:
+        if loaded.wiring.edited:
+            raise SpecError(
+                "a sweep starts from the unedited model, but an edit is in place.", next_step="Put that edit into each variant."
+            )
+
+
 def stop_if(cancelled: Callable[[], bool]) -> None:
     """Raises RunCancelled when somebody asked for it."""
     if cancelled():
@@ -101,17 +111,31 @@ def stop_if(cancelled: Callable[[], bool]) -> None:
 def _grouped(anatomy: Anatomy, variants: Sequence[Variant]) -> list[Group]:
     groups = dict[tuple[int, str], Group]()
     for index, variant in enumerate(variants):
-        for edit in variant:
-            anatomy.check(edit.site)
+        for change in variant:
+            anatomy.check(change.site)
         assert variant, f"variant {index} has no edits"
-        group = Group(min(edit.site.layer for edit in variant), _way(anatomy, variant))
+        group = Group(min(_layer(anatomy, site) for site in _sites(variant)), _way(anatomy, variant))
         groups.setdefault((group.layer, group.way), group).variants.append(index)
     return sorted(groups.values(), key=lambda group: (group.layer, group.way))
 
 
+def _sites(variant: Variant) -> list[Site]:
+    """Where a variant changes the model, and where it looks in order to decide."""
+    conditions = [change.when.site for change in variant if change.when is not None and change.when.site is not None]
+    return [change.site for change in variant] + conditions
+
+
+def _layer(anatomy: Anatomy, site: Site) -> int:
+    """The layer at whose input a run that is changed at a site differs from the clean one, or reads something."""
+    return site.layer if site.layer is not None else 0 if site.name == "embed" else anatomy.n_layers - 1
+
+
 def _way(anatomy: Anatomy, variant: Variant) -> Way:
-    names, layers = {edit.site.name for edit in variant}, {edit.site.layer for edit in variant}
-    if not anatomy.exchangeable or len(layers) > 1 or len(names) > 1:
+    sites = _sites(variant)
+    names, layers = {site.name for site in sites}, {site.layer for site in sites}
+    if "embed" in names:
+        return "whole"
+    if not anatomy.exchangeable or len(layers) > 1 or len(names) > 1 or len(sites) > len(variant) or any(change.rows for change in variant):
         return "general"
     name = names.pop()
     return name if name in ("z", "attn_out", "mlp_out") else "general"

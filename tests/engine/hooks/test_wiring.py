@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from engine.errors import SpecError
 from engine.hooks.batch import Batch, forward
 from engine.hooks.capture import captured
-from engine.hooks.edit import Edit, changed, edited
+from engine.hooks.change import Change, changed
 from engine.hooks.sites import Site
+from engine.hooks.wiring import edited
 from engine.models.loading import LoadedModel
 from tests.plugin_engine import hook_count
 
@@ -61,7 +62,7 @@ def batch(request: pytest.FixtureRequest) -> Batch:
 
 @pytest.mark.parametrize(("layer", "head"), [(0, 0), (1, 3), (2, 1)])
 def test_zeroing_a_head_is_zeroing_its_rows_of_the_output_projection(loaded: LoadedModel, batch: Batch, layer: int, head: int) -> None:
-    with edited(loaded, [Edit(site=Site(layer=layer, name="z", head=head), op="zero")]):
+    with edited(loaded, [Change(site=Site(layer=layer, name="z", head=head), op="zero")]):
         by_hook = forward(loaded.model, batch)
     by_weights = forward(_without_head(loaded, layer, head), batch)
     torch.testing.assert_close(_at_tokens(by_hook, batch), _at_tokens(by_weights, batch), atol=1e-5, rtol=0)
@@ -70,7 +71,7 @@ def test_zeroing_a_head_is_zeroing_its_rows_of_the_output_projection(loaded: Loa
 
 @pytest.mark.parametrize("name", ["attn_out", "mlp_out"])
 def test_zeroing_an_output_is_zeroing_its_projection(loaded: LoadedModel, batch: Batch, name: Literal["attn_out", "mlp_out"]) -> None:
-    with edited(loaded, [Edit(site=Site(layer=1, name=name), op="zero")]):
+    with edited(loaded, [Change(site=Site(layer=1, name=name), op="zero")]):
         by_hook = forward(loaded.model, batch)
     if loaded.anatomy.kind == "sandwich":  # the norm behind the projection turns zeros into zeros
         assert loaded.anatomy.blocks[1].attn_end is not loaded.anatomy.blocks[1].attn
@@ -80,7 +81,7 @@ def test_zeroing_an_output_is_zeroing_its_projection(loaded: LoadedModel, batch:
 
 def test_an_edit_makes_a_new_tensor(llama: LoadedModel) -> None:
     x = torch.ones(2, 3, 32)
-    edit = Edit(site=Site(layer=0, name="z", head=1), op="set", value=torch.arange(8.0), rows=slice(1, 2))
+    edit = Change(site=Site(layer=0, name="z", head=1), op="set", value=torch.arange(8.0), rows=slice(1, 2))
     y = changed(x, edit, llama.anatomy)
     assert torch.equal(x, torch.ones(2, 3, 32))
     assert torch.equal(y[1, :, 8:16], torch.arange(8.0).expand(3, 8))
@@ -90,7 +91,7 @@ def test_an_edit_makes_a_new_tensor(llama: LoadedModel) -> None:
 
 def test_edits_at_one_site_apply_in_order_and_are_seen_by_later_captures(llama: LoadedModel) -> None:
     site = Site(layer=1, name="resid_post")
-    edits = [Edit(site=site, op="zero"), Edit(site=site, op="add", value=torch.full((32,), 2.0))]
+    edits = [Change(site=site, op="zero"), Change(site=site, op="add", value=torch.full((32,), 2.0))]
     with edited(llama, edits), captured(llama, [site, Site(layer=2, name="resid_pre")]) as got:
         forward(llama.model, Batch.of(PROMPTS))
     assert all(torch.equal(x, torch.full((3, 8, 32), 2.0)) for x in got.values())
@@ -99,20 +100,20 @@ def test_edits_at_one_site_apply_in_order_and_are_seen_by_later_captures(llama: 
 def test_after_an_edit_the_model_is_as_before(loaded: LoadedModel) -> None:
     batch = Batch.of(PROMPTS)
     before = forward(loaded.model, batch)
-    with edited(loaded, [Edit(site=Site(layer=0, name="mlp_out"), op="zero")]):
+    with edited(loaded, [Change(site=Site(layer=0, name="mlp_out"), op="zero")]):
         forward(loaded.model, batch)
     assert torch.equal(forward(loaded.model, batch), before)
     assert hook_count(loaded.model) == 0
 
 
 def test_nothing_stays_on_the_model_after_an_error(llama: LoadedModel) -> None:
-    edit = Edit(site=Site(layer=0, name="z", head=0), op="zero")
+    edit = Change(site=Site(layer=0, name="z", head=0), op="zero")
     with pytest.raises(KeyError), edited(llama, [edit]):
         raise KeyError("in the middle")
-    wrong_width = Edit(site=Site(layer=1, name="z", head=0), op="set", value=torch.zeros(5))
-    with pytest.raises(RuntimeError), edited(llama, [edit, wrong_width]):
+    wrong_width = Change(site=Site(layer=1, name="z", head=0), op="set", value=torch.zeros(5))
+    with pytest.raises(SpecError, match="does not fit"), edited(llama, [edit, wrong_width]):
         forward(llama.model, Batch.of(PROMPTS))
-    with pytest.raises(SpecError, match="layer 9 does not exist"), edited(llama, [edit, Edit(site=Site(layer=9, name="z"), op="zero")]):
+    with pytest.raises(SpecError, match="layer 9 does not exist"), edited(llama, [edit, Change(site=Site(layer=9, name="z"), op="zero")]):
         pass
     assert hook_count(llama.model) == 0
 
@@ -134,5 +135,5 @@ def test_two_threads_on_one_model_do_not_mix(llama: LoadedModel) -> None:
 
 
 def _ablated(loaded: LoadedModel, batch: Batch, head: int) -> Tensor:
-    with edited(loaded, [Edit(site=Site(layer=1, name="z", head=head), op="zero")]):
+    with edited(loaded, [Change(site=Site(layer=1, name="z", head=head), op="zero")]):
         return forward(loaded.model, batch)
