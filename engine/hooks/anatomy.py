@@ -1,11 +1,5 @@
-"""Where each site is in a model, found by looking at its structure. The only file that knows module names.
+"""Where each site is in a model: its blocks, and the tensor that a site means. `engine.hooks.discovery` finds them."""
 
-Layers and attentions are the classes that transformers declares in `_can_record_outputs`; projections are found by a short
-list of names; everything else (parallel or serial block, norms behind attention and MLP, where the middle of the block is)
-is read off one small forward pass through the first layer.
-"""
-
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,15 +7,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.errors import SpecError, UnknownAnatomy
-from engine.hooks.observation import Parts, Seen, observe
 from engine.hooks.place import Place
-from engine.hooks.sites import GROUPED, INSIDE_ATTENTION, PAIRS, Site
-
-ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
-OUT_PROJECTION_NAMES = ("o_proj", "c_proj", "dense", "out_proj", "wo")
-MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
-FINAL_NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f")
-MLP_OUT_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "out_proj")
+from engine.hooks.sites import GROUPED, INSIDE_ATTENTION, PAIRS, Site, SiteName
 
 BlockKind = Literal["serial", "parallel", "sandwich"]
 
@@ -55,8 +42,9 @@ class Anatomy:
         n_kv_heads: heads of keys and values per layer; several query heads may share one.
         d_head: width of one head's slice of z.
         d_model: width of the residual stream.
-        layer_gives_tuple: whether a layer answers with a tuple.
-        attn_gives_tuple: whether attention answers with a tuple.
+        layer_gives_tuple: items of the tuple that a layer answers with; 0 for a plain tensor.
+        attn_gives_tuple: the same for attention.
+        overwritten: places whose tensor the model's own code changes in place later; who keeps it needs a copy.
         exchangeable: whether a layer can be redone from a given attention or MLP output alone.
     """
 
@@ -69,8 +57,9 @@ class Anatomy:
     n_kv_heads: int
     d_head: int
     d_model: int
-    layer_gives_tuple: bool
-    attn_gives_tuple: bool
+    layer_gives_tuple: int
+    attn_gives_tuple: int
+    overwritten: frozenset[Place]
     exchangeable: bool
 
     @property
@@ -82,7 +71,7 @@ class Anatomy:
     def d_mlp(self) -> int:
         """Width of the MLP's inner layer; four times the stream where it cannot be told."""
         out = self.blocks[0].mlp_out_proj
-        return _in_width(out) if out is not None else 4 * self.d_model
+        return in_width(out) if out is not None else 4 * self.d_model
 
     def check(self, site: Site, *, model: str = "the model") -> None:
         """Refuses a site outside the model.
@@ -152,9 +141,15 @@ class Anatomy:
     def part(self, x: Tensor, site: Site) -> Tensor:
         """The part of a place's tensor that a site's head and unit mean; a view."""
         if site.head is not None:
-            at = (..., self.head_slice(site.head)) if site.name == "z" else (slice(None), site.head)
-            x = x[at] if site.name == "z" or site.name in PAIRS else x[:, :, site.head]
+            x = self._one_head(x, site.name, site.head)
+        if site.unit is not None and site.unit >= x.shape[-1]:
+            raise SpecError(f"unit {site.unit} does not exist: site '{site.hook_name}' has units 0 to {x.shape[-1] - 1}.")
         return x if site.unit is None else x[..., site.unit : site.unit + 1]
+
+    def _one_head(self, x: Tensor, name: SiteName, head: int) -> Tensor:
+        if name == "z":
+            return x[..., self.head_slice(head)]
+        return x[:, head] if name in PAIRS else x[:, :, head]
 
     def head_slice(self, head: int) -> slice:
         """The columns of z that belong to a query head."""
@@ -171,114 +166,7 @@ class Anatomy:
         raise UnknownAnatomy(f"{layer} has no site '{site.hook_name}': {reason}.", next_step="Choose another site.")
 
 
-def find_anatomy(model: PreTrainedModel) -> Anatomy:
-    """The anatomy of a causal language model; runs its first layer once on three tokens.
-
-    Raises:
-        UnknownAnatomy: no list of layers was found.
-    """
-    layers = _layers(model)
-    attentions = [_attention(model, layer) for layer in layers]
-    mlps = [_named(layer, MLP_NAMES) for layer in layers]
-    bottom = Parts(layers[0], attentions[0], _named(attentions[0], OUT_PROJECTION_NAMES), mlps[0])
-    seen = observe(model, bottom, layers[1:])
-    n_heads, d_head = _heads(model, attentions)
-    return Anatomy(
-        whole=model,
-        embed=model.get_input_embeddings(),
-        final=_final_norm(model, layers),
-        blocks=tuple(_block(*parts, seen) for parts in zip(layers, attentions, mlps, strict=True)),
-        kind="parallel" if seen.parallel else "sandwich" if seen.attn_norm else "serial",
-        n_heads=n_heads,
-        n_kv_heads=_kv_heads(attentions[0], n_heads),
-        d_head=d_head,
-        d_model=seen.d_model,
-        layer_gives_tuple=seen.layer_gives_tuple,
-        attn_gives_tuple=seen.attn_gives_tuple,
-        exchangeable=seen.exchangeable and None not in attentions and None not in mlps,
-    )
-
-
-def _block(layer: nn.Module, attn: nn.Module | None, mlp: nn.Module | None, seen: Seen) -> Block:
-    return Block(
-        layer=layer,
-        attn=attn,
-        attn_out_proj=_named(attn, OUT_PROJECTION_NAMES),
-        attn_end=attn and (getattr(layer, seen.attn_norm) if seen.attn_norm else attn),
-        mlp=mlp,
-        mlp_out_proj=_named(mlp, MLP_OUT_NAMES),
-        mlp_end=mlp and (getattr(layer, seen.mlp_norm) if seen.mlp_norm else mlp),
-        middle=getattr(layer, seen.middle, None) if seen.middle else None,
-    )
-
-
-def _layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The longest list of modules that are all decoder layers, or all of one class where transformers declares none."""
-    is_layer, lists = _recorded(model, "hidden_states"), _outer_lists(model)
-    alike = [found for found in lists if (all(map(is_layer, found)) if is_layer else len({type(layer) for layer in found}) == 1)]
-    if not alike:
-        raise UnknownAnatomy(f"{type(model).__name__} has no list of layers that the engine can find.", next_step="Choose another model.")
-    return list(max(alike, key=len))
-
-
-def _outer_lists(model: PreTrainedModel) -> list[nn.ModuleList]:
-    """Lists that are not inside a layer: those are experts and the like."""
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
-    return [found for name, found in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
-
-
-def _final_norm(model: PreTrainedModel, layers: Sequence[nn.Module]) -> nn.Module | None:
-    """The norm that stands beside the list of layers."""
-    for parent in model.modules():
-        if any(isinstance(child, nn.ModuleList) and len(child) and child[0] is layers[0] for child in parent.children()):
-            return _named(parent, FINAL_NORM_NAMES)
-    return None
-
-
-def _attention(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
-    is_attention = _recorded(model, "attentions") or (lambda _: False)
-    found = [child for name, child in layer.named_children() if is_attention(child) and "cross" not in name]
-    return found[0] if len(found) == 1 else _named(layer, ATTENTION_NAMES)
-
-
-def _recorded(model: PreTrainedModel, key: str) -> Callable[[nn.Module], bool] | None:
-    """A test for the classes that transformers declares for `hidden_states` or `attentions`; None where it declares none."""
-    declared = (getattr(model, "_can_record_outputs", None) or {}).get(key)
-    entries = declared if isinstance(declared, list) else [declared]
-    classes = [getattr(entry, "target_class", entry) for entry in entries]
-    types = tuple(entry for entry in classes if isinstance(entry, type))
-    return (lambda module: isinstance(module, types)) if types else None
-
-
-def _named(parent: nn.Module | None, names: Sequence[str]) -> nn.Module | None:
-    children = dict(parent.named_children()) if parent is not None else {}
-    return next((children[name] for name in names if name in children), None)
-
-
-def _in_width(projection: nn.Module) -> int:
+def in_width(projection: nn.Module) -> int:
     """Width of what goes in. Conv1D keeps its weight as [in, out], everything else says `in_features`."""
     width = getattr(projection, "in_features", None)
     return int(width) if width is not None else int(projection.weight.shape[0])  # type: ignore[union-attr, index]
-
-
-def _heads(model: PreTrainedModel, attentions: Sequence[nn.Module | None]) -> tuple[int, int]:
-    """Query heads and width of one; (0, 0) where layers differ or the widths do not add up."""
-    found = {_heads_of(model, attn) for attn in attentions}
-    return found.pop() if len(found) == 1 else (0, 0)
-
-
-def _heads_of(model: PreTrainedModel, attn: nn.Module | None) -> tuple[int, int]:
-    projection = _named(attn, OUT_PROJECTION_NAMES)
-    if attn is None or projection is None:
-        return 0, 0
-    width = _in_width(projection)
-    d_head = getattr(attn, "head_dim", None) or getattr(attn, "head_size", None)
-    if not isinstance(d_head, int):
-        d_head = width // model.config.get_text_config().num_attention_heads
-    return (width // d_head, d_head) if width % d_head == 0 else (0, 0)
-
-
-def _kv_heads(attn: nn.Module | None, n_heads: int) -> int:
-    """Heads of keys and values; as many as query heads unless the attention says that they are shared."""
-    groups = getattr(attn, "num_key_value_groups", 1)
-    return n_heads // groups if isinstance(groups, int) and groups > 0 else n_heads

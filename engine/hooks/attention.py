@@ -5,8 +5,9 @@ would have used, unless a layer's scores or pattern are wanted: then all layers 
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, cast
@@ -18,9 +19,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine.errors import UnknownAnatomy
+from engine.hooks.inputs import input_device
 
 Inside = Literal["q", "k", "v", "scores", "pattern"]
-Touch = Callable[[Tensor], Tensor]
+Touch = Callable[..., Tensor]
+"""Takes a tensor; of scores and patterns also, as a mask, which of their pairs of tokens may see each other."""
 Taps = dict[Inside, Touch]
 """What is done to each tensor of one layer's attention: q, k, v [batch, pos, head, d_head]; scores, pattern [batch, head, query, key]."""
 
@@ -122,7 +125,10 @@ def _openly(
     softcap: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out: the scores are masked, then tapped; the pattern is tapped before it weighs the values."""
+    """Attention written out: the scores are masked, then tapped; the pattern is tapped before it weighs the values.
+
+    Pairs that the mask keeps from each other stay so: an edit must not let a token see what follows it, or padding.
+    """
     _refuse_unknown(module, more)
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -131,13 +137,15 @@ def _openly(
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is not None:
         scores = scores + attention_mask
-    scores = taps.get("scores", _same)(scores)
+    seen = attention_mask is None or attention_mask > torch.finfo(scores.dtype).min / 2
+    within = seen if isinstance(seen, Tensor) else torch.ones_like(scores, dtype=torch.bool)
+    scores = taps.get("scores", _same)(scores, within)
     pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    pattern = taps.get("pattern", _same)(pattern)
+    pattern = taps.get("pattern", _same)(pattern, within)
     return torch.matmul(pattern, value).transpose(1, 2).contiguous(), pattern
 
 
-def _same(x: Tensor) -> Tensor:
+def _same(x: Tensor, _within: Tensor) -> Tensor:
     return x
 
 
@@ -153,9 +161,9 @@ def _refuse_unknown(module: nn.Module, more: dict[str, Any]) -> None:
 
 def unreachable(model: PreTrainedModel, modules: Sequence[nn.Module], inside: Inside) -> str | None:
     """Why a tensor inside attention cannot be reached; None if it can: every module passes it, and the logits stay as they are."""
-    ids = torch.tensor([[0, 1, 2, 3]] * 2, device=model.device)
-    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]], device=model.device)
-    with torch.no_grad():
+    ids = torch.tensor([[0, 1, 2, 3]] * 2, device=input_device(model))
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]], device=input_device(model))
+    with torch.no_grad(), _undisturbed(model):
         plain = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         passed, again = _tapped_logits(model, modules, inside, {"input_ids": ids, "attention_mask": mask, "use_cache": False})
     if passed != set(modules):
@@ -166,13 +174,29 @@ def unreachable(model: PreTrainedModel, modules: Sequence[nn.Module], inside: In
     return None
 
 
+@contextmanager
+def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block nothing hears of the model's calls or changes them, whatever is hooked into it."""
+    modules = list(model.modules())
+    hooks = [(module, module._forward_pre_hooks, module._forward_hooks) for module in modules]
+    taps = {module: _by_module.pop(module) for module in modules if module in _by_module}
+    for module in modules:
+        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for module, before, after in hooks:
+            module._forward_pre_hooks, module._forward_hooks = before, after
+        _by_module.update(taps)
+
+
 def _tapped_logits(
     model: PreTrainedModel, modules: Sequence[nn.Module], inside: Inside, given: dict[str, Any]
 ) -> tuple[set[nn.Module], Tensor]:
     """Which modules passed a tensor that is only looked at, and the logits of that pass."""
     passed, tapped = set[nn.Module](), Tapped(model)
 
-    def note(module: nn.Module, x: Tensor) -> Tensor:
+    def note(module: nn.Module, x: Tensor, _within: Tensor | None = None) -> Tensor:
         passed.add(module)
         return x
 

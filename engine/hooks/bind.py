@@ -10,7 +10,8 @@ from torch import Tensor
 from engine.errors import SpecError
 from engine.hooks.change import Change, Condition
 from engine.hooks.edit import RULES, Edit, TensorRef, Value, When
-from engine.hooks.sites import PER_HEAD, Site
+from engine.hooks.inputs import input_device
+from engine.hooks.sites import Site
 from engine.hooks.wiring import Addressed
 
 
@@ -50,7 +51,8 @@ def bind(
     """
     for edit in edits:
         loaded.anatomy.check(edit.site)
-    return [_change(edit, loaded, tensors or {}, rows, reference) for edit in edits if not edit.neutral]
+    changes = [_change(edit, loaded, tensors or {}, rows, reference) for edit in edits]
+    return [change for edit, change in zip(edits, changes, strict=True) if not edit.neutral]
 
 
 def hash_of(tensor: Tensor) -> str:
@@ -80,7 +82,7 @@ def _value(edit: Edit, loaded: Addressed, tensors: Mapping[str, Tensor], referen
         return _stand_in(edit, reference)
     if edit.value is None:
         return None
-    value = _tensor(edit.value, tensors).to(loaded.model.device)
+    value = _tensor(edit.value, tensors).to(input_device(loaded.model))
     _refuse_misfit(value, edit.site, loaded)
     return _direction(value, edit) if RULES[edit.op].value == "direction" else value
 
@@ -100,7 +102,9 @@ def _tensor(value: Value, tensors: Mapping[str, Tensor]) -> Tensor:
         raise SpecError(f"the tensor {value.sha256[:12]}… of an edit is not here.", next_step="Give it with the edit.")
     found = tensors[value.sha256]
     if tuple(found.shape) != value.shape:
-        raise SpecError(f"the tensor {value.sha256[:12]}… has shape {tuple(found.shape)}; the edit says {value.shape}.")
+        raise SpecError(
+            f"the tensor {value.sha256[:12]}… has shape {tuple(found.shape)}; the edit says {value.shape}.", next_step="Correct the edit."
+        )
     return found.float()
 
 
@@ -114,12 +118,15 @@ def _from_lists(value: object) -> Tensor:
 def _refuse_misfit(value: Tensor, site: Site, loaded: Addressed) -> None:
     width = 1 if site.unit is not None else loaded.anatomy.width(site)
     if value.dim() and width is not None and value.shape[-1] != width:
-        whole = (
-            f" (all heads of '{site.name}' together; name a head for one of them)" if site.name in PER_HEAD and site.head is None else ""
-        )
+        whole = f" (all heads of '{site.name}' together; name a head for one of them)" if site.name == "z" and site.head is None else ""
         raise SpecError(
             f"a value with {value.shape[-1]} numbers does not fit site '{site.hook_name}': expected {width}{whole}.",
             next_step="Give one number for each column.",
+        )
+    if value.dim() > 3:
+        raise SpecError(
+            f"a value of shape {tuple(value.shape)} does not fit site '{site.hook_name}'.",
+            next_step="Give a number, a vector, a table by token, or a table for each row.",
         )
     if not torch.isfinite(value).all():
         raise SpecError(f"a value for site '{site.hook_name}' is not finite.", next_step="Correct the numbers.")
@@ -140,7 +147,7 @@ def _condition(when: When | None, edit: Edit, loaded: Addressed, tensors: Mappin
         return None
     site = when.site or edit.site
     loaded.anatomy.check(site)
-    feature = _tensor(when.feature, tensors).to(loaded.model.device)
+    feature = _tensor(when.feature, tensors).to(input_device(loaded.model))
     _refuse_misfit(feature, site, loaded)
     if feature.dim() > 1:
         raise SpecError(f"the feature of a condition is one direction; it has shape {tuple(feature.shape)}.", next_step="Give one vector.")

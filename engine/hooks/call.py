@@ -4,6 +4,7 @@ A hook inside a model sees columns of a tensor. With a key-value cache these are
 they begin at another number in each row. A watch on the model notes what every call is given, so that edits can speak of tokens.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,9 +124,9 @@ class Calls:
         assert self.view is not None, "asked outside of a call"
         return self.view
 
-    def note(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Takes down what the model is given."""
-        ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
+    def note(self, kwargs: dict[str, Any]) -> None:
+        """Takes down what the model is given, by the names of its arguments."""
+        ids: Tensor | None = kwargs.get("input_ids")
         given = ids if ids is not None else _unnamed(kwargs["inputs_embeds"])
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
@@ -155,14 +156,15 @@ def _unnamed(embeds: Tensor) -> Tensor:
     return torch.full(embeds.shape[:2], -1, device=embeds.device)
 
 
-def _real(mask: Tensor | None, ids: Tensor, past: int) -> Tensor:
+def _real(mask: Any, ids: Tensor, past: int) -> Tensor:
     """[batch, past + columns]: True at tokens."""
     shape = (ids.shape[0], past + ids.shape[1])
     if mask is None:
         return torch.ones(shape, dtype=torch.bool, device=ids.device)
-    if mask.shape != shape:
+    if not isinstance(mask, Tensor) or mask.shape != shape:
+        found = f"has shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"is a {type(mask).__name__}"
         raise SpecError(
-            f"the attention mask has shape {tuple(mask.shape)}, but the edit needs one number per token so far: {shape}.",
+            f"the attention mask {found}, but the edit needs one number per token so far: {shape}.",
             next_step="Give a mask [batch, tokens] that is 1 at tokens and 0 at padding.",
         )
     return mask.to(ids.device).bool()
@@ -171,9 +173,10 @@ def _real(mask: Tensor | None, ids: Tensor, past: int) -> Tensor:
 @contextmanager
 def watched(model: nn.Module, calls: Calls) -> Iterator[None]:
     """Inside the block `calls` hears of every forward pass of the model, before anything is computed."""
+    names = list(inspect.signature(type(model).forward).parameters)[1:]  # without `self`
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.note(args, kwargs)
+        calls.note({**dict(zip(names, args, strict=False)), **kwargs})
 
     handle = model.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
     try:

@@ -1,10 +1,11 @@
 """Tensors read out of a forward pass, and their gradients."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from engine.errors import ModelError
@@ -29,13 +30,15 @@ class Captured(dict[Site, Tensor]):
     def keep(self, site: Site, x: Tensor, *, grad: bool) -> Tensor:
         """Takes a site's part of a tensor, which is given back as it is."""
         if grad:
-            if not x.requires_grad:
+            if not torch.is_grad_enabled():
                 raise ModelError("gradients were asked for, but the model runs without them.", next_step="Use torch.enable_grad().")
+            x = x if x.requires_grad else _begin_gradients(x)  # an edit put constants here
             x.retain_grad()
             self._whole[site] = x
             self[site] = self._anatomy.part(x, site)
         else:
-            self[site] = self._anatomy.part(x, site).detach()
+            part = self._anatomy.part(x, site).detach()
+            self[site] = part.clone() if self._anatomy.place(site) in self._anatomy.overwritten else part
         return x
 
     def grad(self, site: Site) -> Tensor:
@@ -80,17 +83,17 @@ def captured(loaded: Addressed, sites: Sequence[Site], *, grad: bool = False) ->
 
 
 def _begin_gradients(x: Tensor) -> Tensor:
-    """The weights are frozen, so gradients begin at the embeddings."""
+    """Gradients begin here: at the embeddings, because the weights are frozen, and where an edit cut what came before off."""
     return x.detach().requires_grad_()
 
 
 @contextmanager
-def captured_places(places: Mapping[Any, Place], *, part: Callable[[Any, Tensor], Tensor] = lambda _, x: x) -> Iterator[dict[Any, Tensor]]:
-    """The same for places, of which `part` is kept; the caller holds the model's lock."""
+def captured_places(places: Mapping[Any, Place], anatomy: Anatomy) -> Iterator[dict[Any, Tensor]]:
+    """The same for places, as they are before any edit; the caller holds the model's lock."""
     got = dict[Any, Tensor]()
 
     def keep(key: object, x: Tensor) -> Tensor:
-        got[key] = part(key, x).detach()
+        got[key] = x.detach().clone() if places[key] in anatomy.overwritten else x.detach()
         return x
 
     with ExitStack() as stack:

@@ -32,7 +32,13 @@ class Condition:
 
     def holds(self, x: Float[Tensor, "batch pos width"]) -> Bool[Tensor, "batch pos"]:
         """Where it does."""
-        product = x.float() @ self.feature.to(x.device)
+        feature = self.feature.to(x.device)
+        if feature.shape[-1] != x.shape[-1]:
+            raise SpecError(
+                f"the feature of a condition has {feature.shape[-1]} numbers, but the activation that it is asked of has {x.shape[-1]}.",
+                next_step="Give one number for each column.",
+            )
+        product = x.to(feature.dtype) @ feature
         return product > self.threshold if self.above else product < self.threshold
 
 
@@ -86,9 +92,9 @@ def changed(x: Tensor, change: Change, anatomy: Anatomy, calls: Calls | None = N
     whole = change.rows is None and change.site.head is None and change.site.unit is None
     if whole:
         return part_changed(x, change, calls, met)
-    out = x.clone()
-    part = anatomy.part(out if change.rows is None else out[change.rows], change.site)
-    part.copy_(part_changed(part, change, calls, met))
+    rows = slice(None) if change.rows is None else change.rows
+    out, part = x.clone(), anatomy.part(x[rows], change.site)
+    anatomy.part(out[rows], change.site).copy_(part_changed(part, change, calls, met))
     return out
 
 
@@ -109,8 +115,8 @@ def _fitting(value: Tensor | None, x: Tensor, change: Change) -> Tensor:
     if value is None:
         return x.new_zeros(())
     try:
-        torch.broadcast_shapes(value.shape, x.shape)
-        fits = value.dim() == 0 or value.shape[-1] == x.shape[-1]
+        spread = torch.broadcast_shapes(value.shape, x.shape)
+        fits = spread == x.shape and (value.dim() == 0 or value.shape[-1] == x.shape[-1])
     except RuntimeError:
         fits = False
     if not fits:
@@ -125,6 +131,11 @@ def _amount(change: Change, x: Tensor) -> Tensor | float:
     """The strength, one for all or one for each row."""
     if not isinstance(change.strength, Tensor):
         return change.strength
+    if change.strength.numel() not in (1, x.shape[0]):
+        raise SpecError(
+            f"{change.strength.numel()} strengths do not fit {x.shape[0]} rows.",
+            next_step="Give one strength for each row, or one for all.",
+        )
     return change.strength.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))
 
 
@@ -133,7 +144,7 @@ def _where(x: Tensor, change: Change, calls: Calls, met: Met | None) -> Tensor:
     view = calls.now
     queries = _columns(view.chosen(change.positions), x, change, calls)
     if change.when is not None:
-        queries = queries & (change.when.holds(x) if met is None or change.when.site is None else _rows(met(change), change))
+        queries = queries & (change.when.holds(x) if met is None or change.when.site is None else _columns_here(met(change), change, calls))
     if change.site.name not in PAIRS:
         return _spread(queries, x)
     keys = _rows(_newest(view.chosen(change.keys), x.shape[-1]), change)
@@ -145,7 +156,12 @@ def _columns(known: Tensor, x: Tensor, change: Change, calls: Calls) -> Tensor:
     """Of something known for all tokens so far, the rows and columns that the part of the activation has."""
     if change.site.name in GROUPED:
         return _rows(_newest(known, x.shape[1]), change)
-    here, kept = calls.now.here(known), calls.kept
+    return _columns_here(calls.now.here(known), change, calls)
+
+
+def _columns_here(here: Tensor, change: Change, calls: Calls) -> Tensor:
+    """Of something known for all columns of the call at hand, those that are computed at the change's site."""
+    kept = calls.kept
     if change.site.name == "logits" and kept is not None:
         here = here[:, -kept:] if isinstance(kept, int) else here[:, kept]
     return _rows(here, change)
@@ -156,7 +172,16 @@ def _rows(known: Tensor, change: Change) -> Tensor:
 
 
 def _newest(mask: Tensor, columns: int) -> Tensor:
-    """The last columns: keys and values may go back to the beginning, or only as far as a sliding window."""
+    """The last columns: keys and values may go back to the beginning, or only as far as a sliding window.
+
+    Raises:
+        SpecError: there are more columns than tokens, so it is not known which is which.
+    """
+    if columns > mask.shape[1]:
+        raise SpecError(
+            f"the model's cache has {columns} places for {mask.shape[1]} tokens, so the places of keys and values are not known.",
+            next_step="Use a cache that grows with the text, which is transformers' default.",
+        )
     return mask[:, mask.shape[1] - columns :]
 
 
@@ -174,6 +199,11 @@ def _placed(x: Tensor, change: Change, calls: Calls) -> tuple[Tensor | None, Ten
     index = _columns(calls.now.index, x, change, calls)
     at = index.clamp(0, length - 1).to(value.device)
     rows = torch.arange(len(at), device=value.device)[:, None]
+    if value.dim() == 3 and len(value) != len(at):
+        raise SpecError(
+            f"a value for {len(value)} rows does not fit a batch of {len(at)} at site '{change.site.hook_name}'.",
+            next_step="Give one table for each row, or one for all.",
+        )
     laid = value[at] if value.dim() == 2 else value[rows, at]
     covered = None if change.op == "resample" else (index >= 0) & (index < length)
     return (laid if x.dim() == 3 else laid.unsqueeze(2)), covered

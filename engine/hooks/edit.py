@@ -15,10 +15,10 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PlainSerializer, Tag, model_validator
 
 from engine.hooks.positions import EVERY, All, Positions
-from engine.hooks.sites import GROUPED, PAIRS, Site
+from engine.hooks.sites import BY_HEAD, GROUPED, PAIRS, Site
 from engine.values import Frozen, Sha256
 
 Op = Literal["zero", "mean", "resample", "set", "add", "scale", "clamp", "project_out", "orthogonal", "cap", "norm_add"]
@@ -66,20 +66,50 @@ class TensorRef(Frozen):
 
 
 def _plain(value: Any) -> Any:
-    """Tensors and arrays as nested lists of numbers."""
-    if isinstance(value, int | float) or not hasattr(value, "tolist"):
-        return value
-    if math.prod(value.shape) > MAX_VALUES:
-        raise ValueError(
-            f"a value of {math.prod(value.shape)} numbers is too large for an edit (at most {MAX_VALUES}); name it by a TensorRef"
-        )
-    return value.tolist()
+    """Tensors and arrays as nested lists of numbers, of a size and shape that an edit may hold."""
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not a number; give a number, a vector or a table")
+    if hasattr(value, "tolist"):
+        _refuse_large(math.prod(value.shape))
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        rows = [row for row in value if isinstance(row, list | tuple)]
+        _refuse_large(sum(map(len, rows)) if rows else len(value))
+        if rows and (len(rows) < len(value) or len(set(map(len, rows))) > 1):
+            raise ValueError(f"the rows of a value differ in length ({_lengths(value)}); give one vector of equal length per token")
+    return value
+
+
+def _refuse_large(numbers: int) -> None:
+    if numbers > MAX_VALUES:
+        raise ValueError(f"a value of {numbers} numbers is too large for an edit (at most {MAX_VALUES}); name it by a TensorRef")
+
+
+def _lengths(value: Sequence[Any]) -> str:
+    found = dict.fromkeys(len(row) if isinstance(row, list | tuple) else 1 for row in value)
+    return ", ".join(map(str, list(found)[:5]))
+
+
+def _kind(value: Any) -> str:
+    """What a value is meant to be, so that what is wrong with it is said once."""
+    if isinstance(value, TensorRef | dict):
+        return "tensor"
+    if isinstance(value, list | tuple):
+        return "table" if value and isinstance(value[0], list | tuple) else "vector"
+    return "number"
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Vector = Annotated[tuple[Number, ...], Field(min_length=1, max_length=MAX_VALUES)]
-Table = Annotated[tuple[Vector, ...], Field(min_length=1, max_length=MAX_VALUES)]
-Value = Annotated[Number | Vector | Table | TensorRef, BeforeValidator(_plain)]
+Vector = Annotated[tuple[Number, ...], Field(min_length=1, max_length=MAX_VALUES, fail_fast=True)]
+Table = Annotated[tuple[Vector, ...], Field(min_length=1, max_length=MAX_VALUES, fail_fast=True)]
+Value = Annotated[
+    Annotated[Number, Tag("number")]
+    | Annotated[Vector, Tag("vector")]
+    | Annotated[Table, Tag("table")]
+    | Annotated[TensorRef, Tag("tensor")],
+    Discriminator(_kind),
+    BeforeValidator(_plain),
+]
 """One number, a vector as wide as the site, a table of one vector per token index, or the name of a tensor."""
 Strength = Annotated[
     float,
@@ -95,6 +125,20 @@ class When(Frozen):
     site: Annotated[Site | None, Field(description="Where the activation is read; the edit's own site when left out.")] = None
     relation: Annotated[Literal[">", "<"], Field(description="On which side of the threshold the edit happens.")] = ">"
     threshold: Annotated[Number, Field(description="In the activation's unit.")] = 0.0
+
+    @model_validator(mode="after")
+    def _one_number(self) -> "When":
+        if self.site is not None:
+            _refuse_several(self.site)
+        return self
+
+
+def _refuse_several(site: Site) -> None:
+    """Refuses a site where a token has no single vector that could be multiplied with a direction."""
+    if site.name in PAIRS | GROUPED:
+        raise ValueError(f"a condition asks about one token's vector, and site '{site.name}' has none; ask at another site, such as 'z'")
+    if site.name in BY_HEAD and site.head is None:
+        raise ValueError(f"a condition asks about one vector, and site '{site.name}' has one for each head; say which head")
 
 
 class Edit(Frozen):
@@ -119,6 +163,8 @@ class Edit(Frozen):
             raise ValueError(f"site '{self.site.name}' has no key tokens; leave 'keys' out, or choose 'scores' or 'pattern'")
         if self.when is not None and self.site.name in PAIRS | GROUPED:
             raise ValueError(f"a condition belongs to one token, and site '{self.site.name}' has several; leave 'when' out")
+        if self.when is not None and self.when.site is None:
+            _refuse_several(self.site)
         return self
 
     def _check_value(self) -> None:
@@ -126,20 +172,30 @@ class Edit(Frozen):
         if rule.value == "no" and self.value is not None:
             raise ValueError(f"op '{self.op}' takes no value; leave 'value' out")
         if rule.value != "no" and self.value is None:
-            raise ValueError(f"op '{self.op}' needs a 'value'")
-        if rule.value == "direction" and self.site.unit is None and isinstance(self.value, int | float):
+            raise ValueError(
+                f"op '{self.op}' needs a 'value'; give {'a direction' if rule.value == 'direction' else 'a number or a vector'}"
+            )
+        if rule.value == "direction" and self.site.unit is None and self._is_number:
             raise ValueError(f"op '{self.op}' needs a direction: a vector as wide as the site (value is {self.value})")
         if self.site.name in PAIRS and self.op not in PAIR_OPS:
             raise ValueError(f"op '{self.op}' has no meaning at site '{self.site.name}'; expected one of: {', '.join(sorted(PAIR_OPS))}")
+        if self.site.name in PAIRS and self.value is not None and not self._is_number:
+            raise ValueError(
+                f"site '{self.site.name}' has one number for each pair of tokens; give a number, and choose pairs by 'positions' and 'keys'"
+            )
+
+    @property
+    def _is_number(self) -> bool:
+        return isinstance(self.value, int | float) or (isinstance(self.value, TensorRef) and not self.value.shape)
 
     def _check_strength(self) -> None:
         rule = RULES[self.op]
         if rule.strength is None and self.strength is not None:
             raise ValueError(f"op '{self.op}' has no strength; leave 'strength' out")
         if rule.strength is not None and self.strength is None and math.isnan(rule.strength):
-            raise ValueError(f"op '{self.op}' needs a 'strength'")
+            raise ValueError(f"op '{self.op}' needs a 'strength'; give a number")
         if self.strength is not None and not math.isfinite(self.strength) and self.strength != rule.neutral:
-            raise ValueError(f"strength {self.strength} is not a finite number")
+            raise ValueError(f"strength {self.strength} is not a finite number; op '{self.op}' needs one")
 
     @property
     def amount(self) -> float:

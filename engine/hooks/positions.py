@@ -5,13 +5,17 @@ also while the model writes on. A rule looks at a token and at what came before 
 key-value cache, one without, and a padded one are edited alike.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from engine.values import Frozen
 
-TokenIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=10_000)]
+MAX_DEPTH = 20
+"""Rules within rules, at most."""
+
+TokenIndex = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+TokenIds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1, max_length=10_000)]
 
 
 class All(Frozen):
@@ -24,15 +28,24 @@ class Index(Frozen):
     """Tokens by index; a negative one counts from the end of the prompt."""
 
     at: Literal["index"] = "index"
-    index: Annotated[tuple[int, ...], Field(min_length=1, max_length=10_000, description="Token indices; -1 is the prompt's last token.")]
+    index: Annotated[
+        tuple[TokenIndex, ...], Field(min_length=1, max_length=10_000, description="Token indices; -1 is the prompt's last token.")
+    ]
 
 
 class Slice(Frozen):
     """Tokens from `start` up to, not including, `stop`; negative numbers count from the end of the prompt."""
 
     at: Literal["slice"] = "slice"
-    start: Annotated[int | None, Field(description="First token; the first of all when left out.")] = None
-    stop: Annotated[int | None, Field(description="Token after the last one; no end when left out.")] = None
+    start: Annotated[TokenIndex | None, Field(description="First token; the first of all when left out.")] = None
+    stop: Annotated[TokenIndex | None, Field(description="Token after the last one; no end when left out.")] = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Slice":
+        start, stop = self.start or 0, self.stop
+        if stop is not None and stop <= start and (stop < 0) == (start < 0):
+            raise ValueError(f"the slice {start}:{stop} chooses no token at all; expected stop > start")
+        return self
 
 
 class Last(Frozen):
@@ -77,21 +90,21 @@ class And(Frozen):
     """Tokens that all of these rules choose."""
 
     at: Literal["and"] = "and"
-    of: Annotated[tuple["Positions", ...], Field(min_length=1, max_length=100)]
+    of: Annotated[tuple["Rule", ...], Field(min_length=1, max_length=100)]
 
 
 class Or(Frozen):
     """Tokens that any of these rules chooses."""
 
     at: Literal["or"] = "or"
-    of: Annotated[tuple["Positions", ...], Field(min_length=1, max_length=100)]
+    of: Annotated[tuple["Rule", ...], Field(min_length=1, max_length=100)]
 
 
 class Not(Frozen):
     """Tokens that this rule does not choose."""
 
     at: Literal["not"] = "not"
-    of: "Positions"
+    of: "Rule"
 
     @model_validator(mode="after")
     def _not_everything(self) -> "Not":
@@ -100,10 +113,29 @@ class Not(Frozen):
         return self
 
 
-Positions = Annotated[
+Rule = Annotated[
     All | Index | Slice | Last | Tokens | AfterFirst | Prompt | Generated | Special | And | Or | Not, Field(discriminator="at")
 ]
 """Any of the rules."""
+
+
+def _shallow(value: Any) -> Any:
+    """The value as it is, unless rules are nested too deeply to be worked through."""
+    level, depth = [value], 0
+    while level := [inner for rule in level for inner in _inner(rule)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"rules are nested more than {MAX_DEPTH} deep; write them with fewer 'and', 'or' and 'not' within each other")
+    return value
+
+
+def _inner(rule: Any) -> list[Any]:
+    of = rule.get("of") if isinstance(rule, dict) else getattr(rule, "of", None) if isinstance(rule, BaseModel) else None
+    return list(of) if isinstance(of, list | tuple) else [] if of is None else [of]
+
+
+Positions = Annotated[Rule, BeforeValidator(_shallow)]
+"""Any of the rules, not nested without end."""
 
 for _rule in (And, Or, Not):
     _rule.model_rebuild()

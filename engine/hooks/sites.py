@@ -53,6 +53,8 @@ PER_HEAD: frozenset[SiteName] = frozenset({"z", "head_out", "q", "k", "v", "scor
 """Sites that are cut into heads: query heads, or the key-value groups for `k` and `v`."""
 GROUPED: frozenset[SiteName] = frozenset({"k", "v"})
 """Sites with one head per key-value group, which several query heads share."""
+BY_HEAD: frozenset[SiteName] = frozenset({"head_out", "q", "k", "v"})
+"""Sites whose tensor has an axis of heads; without a head they have one vector for each."""
 INSIDE_ATTENTION: frozenset[SiteName] = frozenset({"q", "k", "v", "scores", "pattern"})
 """Sites within the attention function itself."""
 PAIRS: frozenset[SiteName] = frozenset({"scores", "pattern"})
@@ -70,12 +72,16 @@ class Site(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layer: Annotated[int | None, Field(ge=0, description="Index of the block, counted from 0; none for embed, final and logits.")] = None
+    layer: Annotated[
+        int | None, Field(ge=0, lt=2**31, description="Index of the block, counted from 0; none for embed, final and logits.")
+    ] = None
     name: Annotated[SiteName, Field(description="Place within the block.")]
-    head: Annotated[int | None, Field(ge=0, description="Query head, or key-value group for k and v; for per-head sites only.")] = None
+    head: Annotated[
+        int | None, Field(ge=0, lt=2**31, description="Query head, or key-value group for k and v; for per-head sites only.")
+    ] = None
     unit: Annotated[
         int | None,
-        Field(ge=0, description="One column along the last axis, for example a neuron.", exclude_if=lambda value: value is None),
+        Field(ge=0, lt=2**31, description="One column along the last axis, for example a neuron.", exclude_if=lambda value: value is None),
     ] = None
 
     @model_validator(mode="before")
@@ -92,7 +98,7 @@ class Site(BaseModel):
             raise ValueError(f"site '{self.name}' has no heads, so head={self.head} cannot be asked for; leave head out or use 'z'")
         if self.unit is not None and self.name in PAIRS:
             raise ValueError(f"site '{self.name}' has pairs of positions and no units; leave unit={self.unit} out")
-        if self.unit is not None and self.name in ("head_out", "q", "k", "v") and self.head is None:
+        if self.unit is not None and self.name in BY_HEAD and self.head is None:
             raise ValueError(f"unit={self.unit} of site '{self.name}' is a column of one head; say which head")
         return self
 

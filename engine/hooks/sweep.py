@@ -4,9 +4,12 @@ A variant's edits begin at some layer. Everything below that layer is as in the 
 stored residual stream. Where the edits only touch what attention (or the MLP) of that layer writes, that output is exchanged and
 attention is not run again either. The model's own code does all of the arithmetic; `naive_sweep` is the twin that runs whole
 forward passes, and the tests hold the two together.
+
+How many variants share a forward pass is learnt on the way (`engine.hooks.pace`), and halved when memory runs out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,12 +18,15 @@ from torch import Tensor
 from engine.errors import RunCancelled, SpecError
 from engine.hooks.anatomy import Anatomy
 from engine.hooks.batch import Batch, forward
+from engine.hooks.pace import Pace, Stretch
 from engine.hooks.replay import Group, Readout, Replay, Variant, Way, clean_run, replayed
+from engine.hooks.replayable import working_ways
+from engine.hooks.shortage import give_memory_back, ran_out_of_memory
 from engine.hooks.sites import Site
 from engine.hooks.wiring import Addressed, edited
 
-CPU_CACHE_BYTES = 8 * 2**20
-"""The widest activation of one forward should stay in the processor's caches; more variants at once are slower there."""
+CPU_BYTES = 64 * 2**20
+"""The widest activation of one forward pass, at most: no processor's caches are larger."""
 GPU_BYTES = 512 * 2**20
 """The same for a GPU, which has memory to spare and wants to be kept busy."""
 LOGIT_ELEMENTS = 2**27
@@ -51,7 +57,9 @@ def sweep(
     variants: Sequence[Variant],
     readout: Readout,
     *,
+    wanted: Iterable[int] | None = None,
     cancelled: Callable[[], bool] = _never,
+    pace: Pace | None = None,
     variants_per_forward: int | None = None,
 ) -> Iterator[SweepPart]:
     """The clean metric first, then the variants' in parts as they are done, top layers last.
@@ -61,28 +69,66 @@ def sweep(
         batch: prompts.
         variants: lists of edits; looked at one by one, so a sequence may make them when asked.
         readout: the metric.
+        wanted: indices of the variants to measure; all when None.
         cancelled: asked before every forward pass.
-        variants_per_forward: how many are put along the batch; chosen from widths when None.
+        pace: what earlier sweeps of the same run have learnt about how many variants to put along the batch.
+        variants_per_forward: how many, if that is not to be measured; sweeps are then equal to the bit.
 
     Raises:
         RunCancelled: `cancelled` said so.
         SpecError: an edit names a layer or head that the model lacks.
+        RuntimeError: memory ran out for a single variant; `engine.hooks.shortage` recognises that.
     """
-    groups = _grouped(loaded.anatomy, variants)
+    assert pace is None or variants_per_forward is None, "a pace has its own number"
     _refuse_edited(loaded)
+    groups = _grouped(loaded, variants, range(len(variants)) if wanted is None else wanted)
     stop_if(cancelled)
     with loaded.lock:
         clean, stored = clean_run(loaded, batch, readout, groups)
     yield SweepPart(clean, (), clean.new_empty(0, batch.size))
     run = Replay(loaded=loaded, batch=batch, readout=readout, stored=stored)
-    at_once = variants_per_forward or _variants_per_forward(loaded, batch, readout)
+    pace = pace or Pace(variants_per_forward)
     for group in groups:
-        for start in range(0, len(group.variants), at_once):
-            stop_if(cancelled)
-            chunk = tuple(group.variants[start : start + at_once])
-            with loaded.lock:
-                values = replayed(run, group, [variants[index] for index in chunk])
+        for chunk, values in _group_swept(run, group, variants, pace=pace, cancelled=cancelled):
             yield SweepPart(clean, chunk, values.view(len(chunk), batch.size))
+
+
+def _group_swept(
+    run: Replay, group: Group, variants: Sequence[Variant], *, pace: Pace, cancelled: Callable[[], bool]
+) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """Indices of variants and their metric, one forward pass after the other."""
+    stretch, left = _stretch(run, group), tuple(group.variants)
+    while left:
+        stop_if(cancelled)
+        chunk = left[: pace.choose(stretch, len(left))]
+        values = _tried(run, group, [variants[index] for index in chunk], stretch=stretch, pace=pace)
+        if values is None:
+            give_memory_back()
+            continue
+        left = left[len(chunk) :]
+        yield chunk, values
+
+
+def _tried(run: Replay, group: Group, chunk: Sequence[Variant], *, stretch: Stretch, pace: Pace) -> Tensor | None:
+    """The metric of a chunk; None if it has to be smaller because memory ran out."""
+    with run.loaded.lock:
+        started = time.perf_counter()
+        try:
+            values = replayed(run, group, chunk)
+            _finish_on_device(values)
+        except (RuntimeError, MemoryError) as error:
+            if len(chunk) == 1 or not ran_out_of_memory(error):
+                raise
+            pace.ran_out(stretch, len(chunk))
+            return None
+        pace.took(stretch, len(chunk), time.perf_counter() - started)
+    return values
+
+
+def _finish_on_device(values: Tensor) -> None:
+    """Waits for a device that works behind our back, or the clock would measure nothing."""
+    if values.device.type != "cpu":
+        torch.accelerator.synchronize(values.device)
 
 
 def naive_sweep(loaded: Addressed, batch: Batch, variants: Sequence[Variant], readout: Readout) -> Tensor:
@@ -108,13 +154,16 @@ def stop_if(cancelled: Callable[[], bool]) -> None:
         raise RunCancelled("the run was cancelled.")
 
 
-def _grouped(anatomy: Anatomy, variants: Sequence[Variant]) -> list[Group]:
-    groups = dict[tuple[int, str], Group]()
-    for index, variant in enumerate(variants):
+def _grouped(loaded: Addressed, variants: Sequence[Variant], wanted: Iterable[int]) -> list[Group]:
+    groups, anatomy = dict[tuple[int, str], Group](), loaded.anatomy
+    works = working_ways(loaded)
+    for index in wanted:
+        variant = variants[index]
         for change in variant:
             anatomy.check(change.site)
         assert variant, f"variant {index} has no edits"
-        group = Group(min(_layer(anatomy, site) for site in _sites(variant)), _way(anatomy, variant))
+        way = _working_way(_way(anatomy, variant), works)
+        group = Group(min(_layer(anatomy, site) for site in _sites(variant)), way)
         groups.setdefault((group.layer, group.way), group).variants.append(index)
     return sorted(groups.values(), key=lambda group: (group.layer, group.way))
 
@@ -141,11 +190,22 @@ def _way(anatomy: Anatomy, variant: Variant) -> Way:
     return name if name in ("z", "attn_out", "mlp_out") else "general"
 
 
-def _variants_per_forward(loaded: Addressed, batch: Batch, readout: Readout) -> int:
-    """How many copies of the batch go through the model together. A fixed rule, so that runs are repeatable to the bit."""
-    tokens = batch.size * batch.width
-    kept = batch.size * (batch.width if readout.positions is None else len(readout.positions))
-    widest = CPU_CACHE_BYTES if batch.input_ids.device.type == "cpu" else GPU_BYTES
-    budget = widest // (4 * loaded.anatomy.d_mlp)
-    vocabulary = loaded.model.config.get_text_config().vocab_size
-    return max(1, min(budget // tokens, LOGIT_ELEMENTS // (kept * vocabulary)))
+def _working_way(wanted: Way, works: frozenset[Way]) -> Way:
+    """The wanted way, or a longer one that works in this model."""
+    return wanted if wanted in works else "general" if "general" in works and wanted != "whole" else "whole"
+
+
+def _stretch(run: Replay, group: Group) -> Stretch:
+    """What the variants of a group cost. The topmost layer is a kind of its own: there only the positions that are read are redone."""
+    anatomy, batch, positions = run.anatomy, run.batch, run.readout.positions
+    tokens, kept = batch.size * batch.width, batch.size * (batch.width if positions is None else len(positions))
+    vocabulary = run.loaded.model.config.get_text_config().vocab_size
+    weights = sum(parameter.numel() for parameter in anatomy.blocks[group.layer].layer.parameters())
+    head = anatomy.d_model * vocabulary * kept / tokens / max(1, weights)  # in layers
+    widest = CPU_BYTES if batch.input_ids.device.type == "cpu" else GPU_BYTES
+    return Stretch(
+        kind=(group.way, group.layer == anatomy.n_layers - 1),
+        tokens=tokens,
+        work=anatomy.n_layers - group.layer - 0.5 + head,
+        most=max(1, min(len(group.variants), widest // (4 * anatomy.d_mlp * tokens), LOGIT_ELEMENTS // (kept * vocabulary))),
+    )

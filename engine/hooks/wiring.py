@@ -32,8 +32,14 @@ class _Wire:
     captures: list[Touch] = field(default_factory=list[Touch])
     disconnect: Callable[[], None] = lambda: None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        for touch in (*self.edits, *self.captures):
+    def __call__(self, x: Tensor, within: Tensor | None = None) -> Tensor:
+        """The tensor edited, at most where `within` is True; then captured."""
+        before = x
+        for touch in self.edits:
+            x = touch(x)
+        if within is not None and x is not before:
+            x = torch.where(within, x, before)
+        for touch in self.captures:
             x = touch(x)
         return x
 
@@ -45,6 +51,7 @@ class Wiring:
     wires: dict[Place, _Wire] = field(default_factory=dict[Place, _Wire])
     tapped: Tapped | None = None
     reached: dict[bool, str | None] = field(default_factory=dict[bool, str | None])
+    ways: frozenset[str] | None = None
 
     def refuse_unreachable(self, site: Site, anatomy: Anatomy) -> None:
         """Refuses a site inside attention if the model computes attention in a way of its own; found out once, by a small forward pass.
@@ -86,7 +93,7 @@ class Wiring:
         self.wires[place] = wire
         return wire
 
-    def _connect(self, place: Place, wire: Touch, anatomy: Anatomy) -> Callable[[], None]:
+    def _connect(self, place: Place, wire: _Wire, anatomy: Anatomy) -> Callable[[], None]:
         match place.side:
             case "in":
                 return _on_input(place.module, wire)
@@ -173,6 +180,8 @@ def _on_heads(projection: nn.Module, change: Touch, anatomy: Anatomy) -> Callabl
 
 def _on_logits(model: nn.Module, change: Touch) -> Callable[[], None]:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return with_first(output, change(first(output)))
         output.logits = change(output.logits)
         return output
 
@@ -196,10 +205,12 @@ def edited(loaded: Addressed, changes: Sequence[Change], *, calls: Calls | None 
     """
     anatomy = loaded.anatomy
     for change in changes:
-        anatomy.check(change.site)
+        for site in _sites(change):
+            anatomy.check(site)
     with loaded.lock, ExitStack() as stack:
         for change in changes:
-            loaded.wiring.refuse_unreachable(change.site, anatomy)
+            for site in _sites(change):
+                loaded.wiring.refuse_unreachable(site, anatomy)
         calls = calls or Calls(special=loaded.special_ids)
         if any(not change.everywhere for change in changes):
             stack.enter_context(watched(loaded.model, calls))
@@ -209,12 +220,17 @@ def edited(loaded: Addressed, changes: Sequence[Change], *, calls: Calls | None 
         yield
 
 
+def _sites(change: Change) -> list[Site]:
+    """Where a change is made, and where it is decided."""
+    return [change.site] if change.when is None or change.when.site is None else [change.site, change.when.site]
+
+
 def _place_change(stack: ExitStack, loaded: Addressed, change: Change, conditions: "_Conditions") -> None:
     anatomy, wiring = loaded.anatomy, loaded.wiring
     if change.when is not None and change.when.site is not None:
-        anatomy.check(change.when.site)
-        read = partial(conditions.read, change, anatomy)
-        stack.enter_context(wiring.at(anatomy.place(change.when.site), read, "captures", anatomy))
+        read, at = partial(conditions.read, change, anatomy), anatomy.place(change.when.site)
+        kind = "edits" if at == anatomy.place(change.site) else "captures"  # beside the edit: just before it
+        stack.enter_context(wiring.at(at, read, kind, anatomy))
     touch = partial(changed, change=change, anatomy=anatomy, calls=conditions.calls, met=conditions.met)
     stack.enter_context(wiring.at(anatomy.place(change.site), touch, "edits", anatomy))
 

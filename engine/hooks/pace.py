@@ -1,0 +1,109 @@
+"""How many variants share a forward pass: tried out on the work itself, and kept for the rest of the run.
+
+Few variants at once waste the time that each forward pass costs by itself; many at once leave the processor's caches, or the memory.
+Where the best lies depends on model, machine and prompts, so 1, 2, 4, 8, ... are tried in turn, each at least twice because whatever
+is done for the first time is slow, until more at once is dearer. Times are compared per token and per unit of work, and only within
+one kind of work. What counts for the machine is the number of tokens in a forward pass, so that what was learnt on one batch holds
+for the next one, whatever the length of its prompts.
+"""
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+TRIES = 2
+"""Forward passes before a number of variants is judged."""
+REMEMBERED = 3
+"""Forward passes whose best counts; older ones are forgotten, so that the choice follows the machine."""
+NO_DEARER = 1.05
+"""A larger number is tried after one that costs up to so many times the best: smaller differences are noise."""
+
+
+class Stretch(NamedTuple):
+    """Variants of equal cost.
+
+    Attributes:
+        kind: stretches of one kind are compared with each other.
+        tokens: of one variant.
+        work: what is redone for each token; only ratios within a kind count.
+        most: variants that may share a forward pass, by their size.
+    """
+
+    kind: Hashable
+    tokens: int
+    work: float
+    most: int
+
+
+@dataclass(slots=True)
+class Pace:
+    """What one run has learnt.
+
+    Attributes:
+        fixed: variants per forward pass, whatever is measured; runs are then equal to the bit.
+        shortages: how often memory ran out.
+    """
+
+    fixed: int | None = None
+    shortages: int = 0
+    _ceiling: float = math.inf
+    _last: Stretch | None = None
+    _spent: defaultdict[tuple[Hashable, int], deque[float]] = field(
+        default_factory=partial(defaultdict[tuple[Hashable, int], deque[float]], partial(deque[float], maxlen=REMEMBERED))
+    )
+
+    def most(self, stretch: Stretch) -> int:
+        """Variants that fit into a forward pass as far as is known; at least 1."""
+        return max(1, int(min(self.fixed or stretch.most, self._ceiling / stretch.tokens)))
+
+    def choose(self, stretch: Stretch, left: int) -> int:
+        """How many of the variants that are left go into the next forward pass."""
+        most = self.most(stretch)
+        return min(left, most if self.fixed else self._wanted(stretch, most))
+
+    def took(self, stretch: Stretch, variants: int, seconds: float) -> None:
+        """Learns from a forward pass."""
+        if variants.bit_count() > 1:
+            return  # what was left over at an end; nobody asks what that costs
+        self._last = stretch
+        self._spent[stretch.kind, _size(stretch, variants)].append(seconds / (variants * stretch.tokens * stretch.work))
+
+    def ran_out(self, stretch: Stretch, variants: int) -> None:
+        """Memory did not suffice for so many variants: half of their tokens are the most from now on."""
+        self.shortages += 1
+        self._ceiling = variants * stretch.tokens / 2
+
+    def costs(self) -> dict[int, float]:
+        """Variants per forward pass -> cost of a variant as a multiple of the cheapest, for work like that measured last."""
+        if self._last is None:
+            return {}
+        known = self._known(self._last, self._last.most)
+        cheapest = min(known.values(), default=1.0)
+        return {variants: cost / cheapest for variants, cost in known.items()}
+
+    def _wanted(self, stretch: Stretch, most: int) -> int:
+        known = self._known(stretch, most)
+        if not known:
+            return 1
+        best = min(known, key=known.__getitem__)
+        larger = best
+        while (larger := 2 * larger) <= most:
+            if larger not in known:
+                return larger
+            if known[larger] > NO_DEARER * known[best]:
+                break
+        return best
+
+    def _known(self, stretch: Stretch, most: int) -> dict[int, float]:
+        """Powers of two that were tried often enough -> their cost."""
+        powers = [2**power for power in range(most.bit_length())]
+        spent = {variants: self._spent.get((stretch.kind, _size(stretch, variants)), ()) for variants in powers}
+        return {variants: min(times) for variants, times in spent.items() if len(times) >= TRIES}
+
+
+def _size(stretch: Stretch, variants: int) -> int:
+    """Tokens of a forward pass, as the nearest power of two."""
+    return round(math.log2(variants * stretch.tokens))
