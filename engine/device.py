@@ -15,18 +15,19 @@ if TYPE_CHECKING:
     import torch
 
 GIB = 2**30
+AUTO = "auto"
 
 
 def pick_device(wanted: str | None = None) -> "torch.device":
-    """The device asked for, or the best one there is: cuda, then mps, then cpu.
+    """The device asked for, or for `auto` the best one there is: cuda, then mps, then cpu.
 
     Raises:
         SpecError: the wanted device is unknown, or this machine has none.
     """
     import torch
 
-    here = _devices()
-    if wanted is None:
+    here = device_types()
+    if wanted is None or wanted == AUTO:
         return torch.device(here[0])
     try:
         device = torch.device(wanted)
@@ -37,8 +38,8 @@ def pick_device(wanted: str | None = None) -> "torch.device":
     return device
 
 
-def _devices() -> list[DeviceType]:
-    """Types of device that work here, the fastest first."""
+def device_types() -> list[DeviceType]:
+    """Types of device that work here, the fastest first; the last one is the CPU."""
     import torch
 
     found: list[DeviceType] = []

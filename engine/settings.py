@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from engine.errors import SpecError
+from engine.model_presets import full_id
 
 Mode = Literal["local", "hosted"]
+Device = Literal["auto", "cuda", "mps", "cpu", "spread"]
 
 
 class Section(BaseModel):
@@ -39,9 +41,9 @@ class Geometry(Section):
 
 
 class AllowedModel(Section):
-    """A model that a hosted instance may run."""
+    """A model that a hosted instance may run. A short name such as `phi-2` becomes the hub id that it stands for, as in a spec."""
 
-    id: str
+    id: Annotated[str, AfterValidator(full_id)]
     revision: Annotated[str | None, Field(pattern=r"^[0-9a-f]{40}$", description="None for shipped models only.")] = None
 
 
@@ -55,6 +57,13 @@ class Settings(Section):
     store: Annotated[str | None, Field(description="fsspec URL of the artefact store; none is a folder in data_dir.")] = None
     default_model: str = "philab-micro"
     allowed_models: tuple[AllowedModel, ...] = (AllowedModel(id="philab-micro"), AllowedModel(id="planted-induction"))
+    model_cache_gb: Annotated[
+        float | None, Field(ge=0, description="GiB of models kept loaded for the next run; none: half of the memory, 0: keep none.")
+    ] = None
+    device: Annotated[
+        Device,
+        Field(description="Where models run if a command does not say so; 'spread' uses all devices, the memory and the disk."),
+    ] = "auto"
     registration: Literal["open", "closed"] = "open"
     secret_key: Annotated[str | None, Field(repr=False, description="Pepper of the key hashes; made on first start when left out.")] = None
     worker: Annotated[bool, Field(description="Run a worker inside the web process.")] = True
@@ -70,6 +79,8 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
     "PHILAB_CONFIG": ("config_dir",),
     "PHILAB_STORE": ("store",),
     "PHILAB_DEFAULT_MODEL": ("default_model",),
+    "PHILAB_MODEL_CACHE_GB": ("model_cache_gb",),
+    "PHILAB_DEVICE": ("device",),
     "PHILAB_REGISTRATION": ("registration",),
     "SECRET_KEY": ("secret_key",),
     "PHILAB_WORKER": ("worker",),

@@ -4,16 +4,20 @@ import re
 from pathlib import Path
 
 from engine.errors import LabError, ModelError, UnknownModel
-from engine.models.weights import INDEX, SINGLE
+from engine.models.weights import INDEX, SINGLE, weight_files
 
-FILES = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja"]
+SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+WEIGHT_FILES = ["model*.safetensors"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT_S = 10
 
 
 def hub_folder(repo_id: str, revision: str | None = None, *, endpoint: str | None = None, cache_dir: Path | None = None) -> Path:
-    """The folder with a hub model's files, downloaded unless they are there already. An interrupted download goes on.
+    """The folder with a hub model's files, downloaded unless they are there already.
+
+    A cut connection is taken up again where it broke off. After an interrupted download, whole files that have arrived are kept.
 
     Args:
         repo_id: id on the hub, for example `microsoft/phi-2`.
@@ -26,17 +30,37 @@ def hub_folder(repo_id: str, revision: str | None = None, *, endpoint: str | Non
         ModelError: the model is gated, has no safetensors, or the download failed.
     """
     if revision is not None and COMMIT.fullmatch(revision):
-        folder = _cached(repo_id, revision, cache_dir)
+        folder = downloaded_folder(repo_id, revision, cache_dir)
         if folder is not None:
             return folder
     try:
         _ask(repo_id, revision, endpoint)
     except _Unreachable as unreachable:
-        folder = _cached(repo_id, revision, cache_dir)
+        folder = downloaded_folder(repo_id, revision, cache_dir)
         if folder is None:
             raise _unreachable(repo_id, unreachable) from unreachable
         return folder
     return _downloaded(repo_id, revision, endpoint, cache_dir)
+
+
+def downloaded_folder(repo_id: str, revision: str | None = None, cache_dir: Path | None = None) -> Path | None:
+    """The folder of a model that was downloaded before, as a whole; nothing is asked of the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        patterns = [*SMALL_FILES, *WEIGHT_FILES]
+        folder = Path(snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=patterns, local_files_only=True))
+        weight_files(folder)
+    except (LocalEntryNotFoundError, ModelError):
+        return None
+    whole = (folder / "config.json").is_file() and any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return folder if whole else None
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder of the hub's cache holds, 40 hex digits; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name) else None
 
 
 class _Unreachable(Exception):
@@ -65,30 +89,28 @@ def _ask(repo_id: str, revision: str | None, endpoint: str | None) -> None:
         raise _Unreachable(type(failed).__name__) from failed
     names = {file.rfilename for file in info.siblings or []}
     if not names & {SINGLE, INDEX}:
-        raise ModelError(f"'{repo_id}' has no safetensors weights on the hub.", next_step="Choose a model or revision that has them.")
+        raise ModelError(
+            f"'{repo_id}' has no safetensors weights on the hub.",
+            next_step="Choose a model or revision that has them; the hub's converter puts some under a revision such as 'refs/pr/1'.",
+        )
 
 
 def _downloaded(repo_id: str, revision: str | None, endpoint: str | None, cache_dir: Path | None) -> Path:
+    """The folder, small files first: where the weights are whole, everything is."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, endpoint=endpoint, cache_dir=cache_dir, allow_patterns=FILES))
+        for patterns in (SMALL_FILES, [*SMALL_FILES, *WEIGHT_FILES]):
+            folder = snapshot_download(repo_id, revision=revision, endpoint=endpoint, cache_dir=cache_dir, allow_patterns=patterns)
     except GatedRepoError as gated:
         raise _gated(repo_id) from gated
     except (_http_error(), OSError, EOFError) as failed:
         reason = getattr(failed, "strerror", None) or str(failed).splitlines()[0]
-        raise ModelError(f"'{repo_id}' could not be downloaded: {reason}.", next_step="Try again; what has arrived is kept.") from failed
-
-
-def _cached(repo_id: str, revision: str | None, cache_dir: Path | None) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=FILES, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
+        raise ModelError(
+            f"'{repo_id}' could not be downloaded: {reason.rstrip('.')}.", next_step="Try again; whole files that have arrived are kept."
+        ) from failed
+    return Path(folder)
 
 
 def _http_error() -> type[Exception]:

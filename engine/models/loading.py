@@ -1,24 +1,33 @@
 """A model id to a model in memory: shipped, a local folder, or from the Hugging Face hub. Code from a model is never run."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import tempfile
+import weakref
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from threading import Lock, RLock
+from threading import RLock
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.device import pick_device
-from engine.errors import ModelError, UnknownModel
-from engine.hooks.anatomy import Anatomy, find_anatomy
-from engine.models.hub import HUB_ID, hub_folder
-from engine.models.memory import refuse_too_large
-from engine.models.reference import SHIPPED
+from engine.hooks.anatomy import Anatomy
+from engine.hooks.discovery import find_anatomy
+from engine.hooks.inputs import input_device
+from engine.hooks.wiring import Wiring
+from engine.models.cache import ModelCache, Sizes, device_name
+from engine.models.folders import resolve_model
+from engine.models.hub import commit_of
+from engine.models.memory import GIB, free_bytes, main_memory_bytes, weight_bytes
+from engine.models.placement import DeviceMap, Placement, Wish, placed, wish
+from engine.models.quantization import quantization_options, refuse_quantized_twice
+from engine.models.reading import read_model, read_tokenizer, shortage_told
 from engine.models.weights import fingerprint, weight_files
-from engine.settings import read_settings
+from engine.settings import Settings, read_settings
 from engine.spec.base import ModelRef
 
 
@@ -29,10 +38,13 @@ class LoadedModel:
     Attributes:
         model: in evaluation mode, its weights without gradients.
         tokenizer: the model's own.
-        device: where the weights are.
+        device: where token ids go in: that of the embedding, and of all weights where there is no device map.
         fingerprint: SHA-256 over config and weights as stored.
         anatomy: where its sites are.
         ref: what was asked for.
+        commit: commit on the hub that the files are of, 40 hex digits; None for shipped models and folders.
+        notes: what a person should know of how it was loaded, one sentence each.
+        wiring: what is hooked into the model now.
         lock: held while anything is hooked into the model, so that two threads do not mix; take it to call the model directly.
     """
 
@@ -42,7 +54,15 @@ class LoadedModel:
     fingerprint: str
     anatomy: Anatomy
     ref: ModelRef
+    commit: str | None = None
+    notes: tuple[str, ...] = ()
     lock: RLock = field(default_factory=RLock)
+    wiring: Wiring = field(default_factory=Wiring)
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of the tokenizer's special tokens."""
+        return tuple(self.tokenizer.all_special_ids)
 
     @property
     def max_length(self) -> int | None:
@@ -50,65 +70,67 @@ class LoadedModel:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
-@dataclass(slots=True)
-class _Kept:
-    """The model loaded last, for the next run that asks for the same."""
+def load_model(
+    ref: ModelRef,
+    *,
+    device: torch.device | str | None = None,
+    device_map: DeviceMap | None = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
+    offload_dir: Path | None = None,
+    data_dir: Path | None = None,
+) -> LoadedModel:
+    """The model. Those loaded last are kept in memory, as many as the setting `model_cache_gb` allows; threads load one after the other.
 
-    key: object = None
-    loaded: LoadedModel | None = None
-    lock: Lock = field(default_factory=Lock)
-
-
-_kept = _Kept()
-
-
-def load_model(ref: ModelRef, *, device: torch.device | None = None, data_dir: Path | None = None) -> LoadedModel:
-    """The model, on `device` (the best one there is when None). The last one loaded is kept in memory.
+    Args:
+        ref: which model, in which precision.
+        device: `cuda`, `mps`, `cpu`, `auto`: the best one that has room, which the notes tell if it is not the best there is, or `spread`:
+            over all devices, the memory and the disk. That of the settings when None.
+        device_map: places by module name (a GPU's number, `cpu`, `disk`), or `auto`, `balanced`, `balanced_low_0`, `sequential`.
+        max_memory: most that a device map may use by GPU number and `cpu`: bytes, or text such as '10GiB'.
+        offload_dir: folder for weights on the disk that must be rewritten; one in the data folder, removed with the model, when None.
+        data_dir: where shipped models are kept; that of the settings when None.
 
     Raises:
+        SpecError: the device is unknown, or this machine has none.
         UnknownModel: there is no such model.
         ModelError: its files cannot be used; `ModelTooLarge` if they do not fit.
         UnknownAnatomy: it has no layers that the engine can find.
     """
-    folder = resolve_model(ref, data_dir)
-    device = device or pick_device()
-    with _kept.lock:
-        key = (ref, str(folder), str(device), _stamps(folder))
-        if _kept.loaded is None or _kept.key != key:
-            _kept.key, _kept.loaded = None, None
-            _kept.loaded = _load(ref, folder, device)
-            _kept.key = key
-        return _kept.loaded
+    settings = read_settings(data_dir=data_dir)
+    wanted = wish(device or (settings.device if device_map is None else None), device_map, max_memory, offload_dir)
+    folder = resolve_model(ref, settings.data_dir)
+    about = (ref, str(folder), _stamps(folder))
+    first = _first_key(about, wanted)
+    kept = _cache.find(first)
+    if kept is not None:
+        return kept
+    with _cache.making():
+        return _cache.find(first) or _placed_and_loaded(about, folder, wanted, settings)
 
 
 def forget_models() -> None:
-    """Lets go of the model that is kept in memory."""
-    with _kept.lock:
-        _kept.key, _kept.loaded = None, None
+    """Lets go of the models that are kept in memory."""
+    _cache.clear()
 
 
-def resolve_model(ref: ModelRef, data_dir: Path | None = None) -> Path:
-    """The folder with a model's files; a hub model is downloaded, a shipped one built on first use.
-
-    Raises:
-        UnknownModel: there is no such model; the text names it and the shipped ones.
-        ModelError: the download failed, or the model has no safetensors.
-    """
-    if ref.id in SHIPPED:
-        return SHIPPED[ref.id](data_dir or read_settings().data_dir)
-    folder = Path(ref.id).expanduser()
-    if ref.revision is None and folder.is_dir():  # a folder has no revision: with one, the hub is meant
-        return folder.resolve()
-    if ref.id[0] in "./~\\" or not HUB_ID.fullmatch(ref.id):
-        raise UnknownModel(f"there is no folder '{ref.id}'.", next_step=_choices())
-    try:
-        return hub_folder(ref.id, ref.revision)
-    except UnknownModel as unknown:
-        raise UnknownModel(unknown.message, next_step=f"{unknown.next_step} {_choices()}") from unknown
+def _sizes_of(loaded: LoadedModel) -> Sizes:
+    """Bytes of a model's weights by device; what waits on the disk takes none."""
+    sizes = Counter[str]()
+    for tensor in {id(one): one for one in (*loaded.model.parameters(), *loaded.model.buffers())}.values():
+        if not tensor.is_meta:
+            sizes[device_name(tensor.device)] += tensor.untyped_storage().nbytes()
+    return dict(sizes)
 
 
-def _choices() -> str:
-    return f"Shipped models: {', '.join(sorted(SHIPPED))}."
+_cache = ModelCache[LoadedModel](sizes_of=_sizes_of)
+_About = tuple[ModelRef, str, Hashable]
+_INSTEAD = "instead"
+"""Part of the key of a model that runs elsewhere than was tried first: it has a note to tell."""
+
+
+def _first_key(about: _About, wanted: Wish) -> Hashable:
+    """The key of a model at the place that is tried first."""
+    return (*about, wanted.key if wanted.device_map is not None else wanted.devices[0])
 
 
 def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
@@ -117,85 +139,69 @@ def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
 
 
-def _load(ref: ModelRef, folder: Path, device: torch.device) -> LoadedModel:
-    _refuse_adapter(folder)
-    refuse_too_large(folder, dtype=ref.dtype, device=device, name=ref.id)
-    stored = fingerprint(folder)
-    with _quiet():
-        tokenizer = _tokenizer(ref, folder)
-        model = _model(ref, folder)
-    model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
-    anatomy = find_anatomy(model)
-    return LoadedModel(model=model, tokenizer=tokenizer, device=device, fingerprint=stored, anatomy=anatomy, ref=ref)
+def _placed_and_loaded(about: _About, folder: Path, wanted: Wish, settings: Settings) -> LoadedModel:
+    """The model, loaded and kept; others are let go of first, so that there is never more in memory than there must be."""
+    ref = about[0]
+    refuse_quantized_twice(ref, folder)
+    where = placed(ref, folder, wanted, partial(_room, about))
+    key = (*about, str(where.device), _INSTEAD) if where.notes else _first_key(about, wanted)
+    kept = _cache.find(key)
+    if kept is not None:
+        return kept
+    budget = _budget_bytes(settings)
+    _cache.shrink(max(0, budget - weight_bytes(folder, ref.dtype, ref.quantization)))
+    loaded = _load(ref, folder, where, lambda written: wanted.offload_dir or _own_folder(settings.data_dir, written))
+    if budget:
+        _cache.keep(key, loaded)
+    return loaded
 
 
-def _refuse_adapter(folder: Path) -> None:
-    """An adapter names another model as its base, and that would be loaded instead."""
-    if (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder} holds an adapter, not a whole model.", next_step="Merge it into its base model and save that.")
+def _room(about: _About, device: torch.device, needed: int) -> int:
+    """Bytes that are free for a model on a device; one that is kept there already has its room."""
+    kept_there = _cache.find((*about, str(device), _INSTEAD)) is not None
+    return needed if kept_there else _cache.make_room(device, needed, free_bytes)
 
 
-def _model(ref: ModelRef, folder: Path) -> PreTrainedModel:
-    config = _config(ref, folder)
-    kernel = {} if ref.attention == "default" else {"attn_implementation": ref.attention}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, ref.dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **kernel,
-        )
-    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as wrong:
-        raise ModelError(f"'{ref.id}' cannot be loaded: {_first_line(wrong)}", next_step="Choose another model.") from wrong
-    model, report = loaded
-    _refuse_incomplete(ref, report)
-    return model
+def _budget_bytes(settings: Settings) -> int:
+    return main_memory_bytes() // 2 if settings.model_cache_gb is None else int(settings.model_cache_gb * GIB)
 
 
-def _config(ref: ModelRef, folder: Path) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as wrong:
-        raise ModelError(f"the config of '{ref.id}' cannot be used: {_first_line(wrong)}", next_step="Choose another model.") from wrong
+def _load(ref: ModelRef, folder: Path, where: Placement, offload: Callable[[ExitStack], Path]) -> LoadedModel:
+    """The model from its files. What was written for it is removed if loading fails, and else when the model is gone."""
+    stored, tokenizer = fingerprint(folder), read_tokenizer(ref, folder)
+    with ExitStack() as written, shortage_told(ref):
+        options: dict[str, Any] = {**where.options, **quantization_options(ref, where.device)}
+        if where.device is None:
+            options["offload_folder"] = offload(written)
+        model = read_model(ref, folder, options)
+        if "device_map" not in options:
+            model.to(where.device)  # type: ignore[arg-type]
+        anatomy = find_anatomy(model)
+        weakref.finalize(model, written.pop_all().close)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        device=input_device(model),
+        fingerprint=stored,
+        anatomy=anatomy,
+        ref=ref,
+        commit=commit_of(folder),
+        notes=(*where.notes, *_spread(model)),
+    )
 
 
-def _refuse_incomplete(ref: ModelRef, report: dict[str, Any]) -> None:
-    """Weights that the files lack would be random numbers."""
-    lacking = sorted([*report.get("missing_keys", ()), *(str(key) for key in report.get("mismatched_keys", ()))])
-    if lacking:
-        raise ModelError(
-            f"'{ref.id}' lacks {len(lacking)} of its weights or has them in another shape, the first is {lacking[0]}.",
-            next_step="Save the whole causal language model, with its head.",
-        )
+def _own_folder(data_dir: Path, written: ExitStack) -> Path:
+    """A new folder for weights that are rewritten for the disk, removed with `written`."""
+    above = data_dir / "offload"
+    above.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=above))
+    written.callback(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
-def _tokenizer(ref: ModelRef, folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, ImportError) as wrong:
-        raise ModelError(
-            f"the tokenizer of '{ref.id}' cannot be loaded: {_first_line(wrong)}", next_step="Save the tokenizer beside the model."
-        ) from wrong
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".") + "."
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and reports of transformers: what matters in them becomes an error of ours."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+def _spread(model: PreTrainedModel) -> tuple[str, ...]:
+    """A sentence on where the parts of a model are, if it is at several places."""
+    places = Counter(str(place) for place in (getattr(model, "hf_device_map", None) or {}).values())
+    if len(places) < 2 and "disk" not in places:
+        return ()
+    return (f"The model's parts are spread: {', '.join(f'{count} on {place}' for place, count in sorted(places.items()))}.",)

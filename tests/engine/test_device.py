@@ -4,14 +4,17 @@ import sys
 import pytest
 import torch
 
-from engine.device import detect_hardware, pick_device
+from engine.device import detect_hardware, device_types, pick_device
 from engine.errors import SpecError
 
 
 def test_the_machine_s_best_device_is_picked() -> None:
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert pick_device().type == expected
+    assert pick_device("auto") == pick_device()
     assert pick_device("cpu").type == "cpu"
+    assert device_types()[0] == expected
+    assert device_types()[-1] == "cpu"
 
 
 @pytest.mark.parametrize("wanted", ["cuda:99", "warp", "meta", "1"])

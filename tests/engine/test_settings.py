@@ -45,6 +45,15 @@ def test_a_wrong_file_names_the_fault(environment: dict[str, str], tmp_path: Pat
     assert said in str(caught.value)
 
 
+def test_models_have_settings_of_their_own(environment: dict[str, str]) -> None:
+    assert (read_settings(environment).model_cache_gb, read_settings(environment).device) == (None, "auto")
+    settings = read_settings(environment | {"PHILAB_MODEL_CACHE_GB": "2.5", "PHILAB_DEVICE": "spread"})
+    assert (settings.model_cache_gb, settings.device) == (2.5, "spread")
+    for name, value, said in [("PHILAB_MODEL_CACHE_GB", "-1", "model_cache_gb"), ("PHILAB_DEVICE", "tpu", "device")]:
+        with pytest.raises(SpecError, match=f"setting '{said}'"):
+            read_settings(environment | {name: value})
+
+
 def test_secrets_are_not_shown(environment: dict[str, str]) -> None:
     settings = read_settings(environment | {"SECRET_KEY": "pepper-1", "PHILAB_API_KEY": "plk_1", "DATABASE_URL": "postgresql://u:pw@h/d"})
     assert not any(secret in repr(settings) for secret in ("pepper-1", "plk_1", "pw@h"))
