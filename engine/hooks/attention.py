@@ -131,7 +131,8 @@ def _openly(
     """
     _refuse_unknown(module, more)
     groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = torch.matmul(query, key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -140,7 +141,7 @@ def _openly(
     seen = attention_mask is None or attention_mask > torch.finfo(scores.dtype).min / 2
     within = seen if isinstance(seen, Tensor) else torch.ones_like(scores, dtype=torch.bool)
     scores = taps.get("scores", _same)(scores, within)
-    pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    pattern = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
     pattern = taps.get("pattern", _same)(pattern, within)
     return torch.matmul(pattern, value).transpose(1, 2).contiguous(), pattern
 

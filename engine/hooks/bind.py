@@ -149,6 +149,12 @@ def _condition(when: When | None, edit: Edit, loaded: Addressed, tensors: Mappin
     loaded.anatomy.check(site)
     feature = _tensor(when.feature, tensors).to(input_device(loaded.model))
     _refuse_misfit(feature, site, loaded)
+    width = 1 if site.unit is not None else loaded.anatomy.width(site)
+    if not feature.dim() and width not in (None, 1):
+        raise SpecError(
+            f"the feature of a condition at '{site.hook_name}' is one number: expected {width}.",
+            next_step="Give one number for each column.",
+        )
     if feature.dim() > 1:
         raise SpecError(f"the feature of a condition is one direction; it has shape {tuple(feature.shape)}.", next_step="Give one vector.")
     return Condition(

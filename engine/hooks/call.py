@@ -7,7 +7,8 @@ they begin at another number in each row. A watch on the model notes what every 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -110,6 +111,7 @@ class Calls:
         self.kept: Tensor | int | None = None
         self._special = tuple(special)
         self._prompt_lengths = prompt_lengths
+        self._followed: Any = None
 
     @classmethod
     def at(cls, view: TokenView) -> "Calls":
@@ -130,6 +132,7 @@ class Calls:
         given = ids if ids is not None else _unnamed(kwargs["inputs_embeds"])
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
+        self._follow(cache)
         mask = kwargs.get("attention_mask")
         real = _real(mask, given, past)
         before = self.view if past else None
@@ -137,6 +140,19 @@ class Calls:
         self.number += 1
         keep = kwargs.get("logits_to_keep")
         self.kept = None if isinstance(keep, int) and keep == 0 else keep
+
+    def _follow(self, cache: Any) -> None:
+        """Beam search lets rows go on with one another's texts; it tells the cache only, so we listen there."""
+        own = getattr(cache, "reorder_cache", None)
+        if own is None or cache is self._followed:
+            return
+
+        def reorder(rows: Tensor) -> None:
+            own(rows)
+            before = self.now
+            self.view = replace(before, ids=before.ids[rows], real=before.real[rows], prompt=before.prompt[rows])
+
+        self._followed, cache.reorder_cache = cache, reorder
 
     def _begun(self, ids: Tensor, real: Tensor) -> TokenView:
         lengths = real.sum(-1) if self._prompt_lengths is None else torch.as_tensor(self._prompt_lengths, device=ids.device)
@@ -173,7 +189,7 @@ def _real(mask: Any, ids: Tensor, past: int) -> Tensor:
 @contextmanager
 def watched(model: nn.Module, calls: Calls) -> Iterator[None]:
     """Inside the block `calls` hears of every forward pass of the model, before anything is computed."""
-    names = list(inspect.signature(type(model).forward).parameters)[1:]  # without `self`
+    names = _argument_names(type(model))
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.note({**dict(zip(names, args, strict=False)), **kwargs})
@@ -183,3 +199,9 @@ def watched(model: nn.Module, calls: Calls) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@cache
+def _argument_names(model_class: type[nn.Module]) -> tuple[str, ...]:
+    """What a model's forward takes, in order, without `self`."""
+    return tuple(inspect.signature(model_class.forward).parameters)[1:]

@@ -114,17 +114,22 @@ def _fitting(value: Tensor | None, x: Tensor, change: Change) -> Tensor:
     """The value where the activation is, checked against its width."""
     if value is None:
         return x.new_zeros(())
-    try:
-        spread = torch.broadcast_shapes(value.shape, x.shape)
-        fits = spread == x.shape and (value.dim() == 0 or value.shape[-1] == x.shape[-1])
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not _fits(value, x):
         raise SpecError(
             f"a value of shape {tuple(value.shape)} does not fit site '{change.site.hook_name}' of shape {tuple(x.shape)}.",
             next_step=f"Give {x.shape[-1]} numbers, one for each column.",
         )
     return value.to(x.device, x.dtype)
+
+
+def _fits(value: Tensor, x: Tensor) -> bool:
+    """Whether the value is one number, or as wide as the activation and with axes that broadcast to its."""
+    if value.dim() < 2:  # asking torch takes longer than a small model's layer
+        return value.dim() == 0 or value.shape[-1] == x.shape[-1]
+    try:
+        return torch.broadcast_shapes(value.shape, x.shape) == x.shape and value.shape[-1] == x.shape[-1]
+    except RuntimeError:
+        return False
 
 
 def _amount(change: Change, x: Tensor) -> Tensor | float:
@@ -144,16 +149,18 @@ def _where(x: Tensor, change: Change, calls: Calls, met: Met | None) -> Tensor:
     view = calls.now
     queries = _columns(view.chosen(change.positions), x, change, calls)
     if change.when is not None:
-        queries = queries & (change.when.holds(x) if met is None or change.when.site is None else _columns_here(met(change), change, calls))
+        elsewhere = None if met is None or change.when.site is None else met(change).to(x.device)
+        queries = queries & (change.when.holds(x) if elsewhere is None else _columns_here(elsewhere, change, calls))
     if change.site.name not in PAIRS:
         return _spread(queries, x)
-    keys = _rows(_newest(view.chosen(change.keys), x.shape[-1]), change)
+    keys = _rows(_newest(view.chosen(change.keys).to(x.device), x.shape[-1]), change)
     pairs = queries[:, :, None] & keys[:, None, :]
     return pairs if x.dim() == 3 else pairs[:, None]
 
 
 def _columns(known: Tensor, x: Tensor, change: Change, calls: Calls) -> Tensor:
     """Of something known for all tokens so far, the rows and columns that the part of the activation has."""
+    known = known.to(x.device)
     if change.site.name in GROUPED:
         return _rows(_newest(known, x.shape[1]), change)
     return _columns_here(calls.now.here(known), change, calls)
@@ -163,7 +170,7 @@ def _columns_here(here: Tensor, change: Change, calls: Calls) -> Tensor:
     """Of something known for all columns of the call at hand, those that are computed at the change's site."""
     kept = calls.kept
     if change.site.name == "logits" and kept is not None:
-        here = here[:, -kept:] if isinstance(kept, int) else here[:, kept]
+        here = here[:, -kept:] if isinstance(kept, int) else here[:, kept.to(here.device)]
     return _rows(here, change)
 
 

@@ -1,10 +1,10 @@
 """How many variants share a forward pass: tried out on the work itself, and kept for the rest of the run.
 
 Few variants at once waste the time that each forward pass costs by itself; many at once leave the processor's caches, or the memory.
-Where the best lies depends on model, machine and prompts, so 1, 2, 4, 8, ... are tried in turn, each at least twice because whatever
-is done for the first time is slow, until more at once is dearer. Times are compared per token and per unit of work, and only within
-one kind of work. What counts for the machine is the number of tokens in a forward pass, so that what was learnt on one batch holds
-for the next one, whatever the length of its prompts.
+Where the best lies depends on model, machine and prompts. So a guess is followed by twice as many, and by half as many, for as long as
+that is not dearer; each number is tried at least twice, because whatever is done for the first time is slow. Times are compared per
+token and per unit of work, and only within one kind of work. What counts for the machine is the number of tokens in a forward pass, so
+that what was learnt on one batch holds for the next one, whatever the length of its prompts.
 """
 
 import math
@@ -19,7 +19,7 @@ TRIES = 2
 REMEMBERED = 3
 """Forward passes whose best counts; older ones are forgotten, so that the choice follows the machine."""
 NO_DEARER = 1.05
-"""A larger number is tried after one that costs up to so many times the best: smaller differences are noise."""
+"""The search goes on behind a number that costs up to so many times the best: smaller differences are noise."""
 
 
 class Stretch(NamedTuple):
@@ -29,12 +29,14 @@ class Stretch(NamedTuple):
         kind: stretches of one kind are compared with each other.
         tokens: of one variant.
         work: what is redone for each token; only ratios within a kind count.
+        guess: variants per forward pass to begin with, when nothing is known.
         most: variants that may share a forward pass, by their size.
     """
 
     kind: Hashable
     tokens: int
     work: float
+    guess: int
     most: int
 
 
@@ -87,21 +89,30 @@ class Pace:
     def _wanted(self, stretch: Stretch, most: int) -> int:
         known = self._known(stretch, most)
         if not known:
-            return 1
+            return min(_power_of_two(stretch.guess), _power_of_two(most))
         best = min(known, key=known.__getitem__)
-        larger = best
-        while (larger := 2 * larger) <= most:
-            if larger not in known:
-                return larger
-            if known[larger] > NO_DEARER * known[best]:
-                break
+        numbers = _powers_of_two(most)
+        for neighbours in ([number for number in numbers if number > best], [number for number in reversed(numbers) if number < best]):
+            for number in neighbours:
+                if number not in known:
+                    return number
+                if known[number] > NO_DEARER * known[best]:
+                    break
         return best
 
     def _known(self, stretch: Stretch, most: int) -> dict[int, float]:
         """Powers of two that were tried often enough -> their cost."""
-        powers = [2**power for power in range(most.bit_length())]
-        spent = {variants: self._spent.get((stretch.kind, _size(stretch, variants)), ()) for variants in powers}
+        spent = {variants: self._spent.get((stretch.kind, _size(stretch, variants)), ()) for variants in _powers_of_two(most)}
         return {variants: min(times) for variants, times in spent.items() if len(times) >= TRIES}
+
+
+def _powers_of_two(most: int) -> list[int]:
+    return [2**power for power in range(most.bit_length())]
+
+
+def _power_of_two(most: int) -> int:
+    """The largest one that is not above `most`."""
+    return _powers_of_two(most)[-1]
 
 
 def _size(stretch: Stretch, variants: int) -> int:

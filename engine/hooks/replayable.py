@@ -11,6 +11,7 @@ from engine.hooks.anatomy import Anatomy
 from engine.hooks.batch import Batch, forward
 from engine.hooks.capture import captured
 from engine.hooks.change import Change
+from engine.hooks.inputs import input_device
 from engine.hooks.replay import Group, Replay, Way, clean_run, replayed, start_at
 from engine.hooks.shortage import ran_out_of_memory
 from engine.hooks.sites import Site
@@ -34,7 +35,7 @@ def working_ways(loaded: Addressed) -> frozenset[Way]:
 
 
 def _working(loaded: Addressed) -> frozenset[Way]:
-    anatomy, batch = loaded.anatomy, Batch.of([SHORT, LONG], device=loaded.model.device)
+    anatomy, batch = loaded.anatomy, Batch.of([SHORT, LONG], device=input_device(loaded.model))
     starts = [Site(layer=layer, name="resid_pre") for layer in sorted({anatomy.n_layers // 2, anatomy.n_layers - 1} - {0})]
     with captured(loaded, starts) as stored:
         clean = forward(loaded.model, batch)

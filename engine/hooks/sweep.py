@@ -25,10 +25,12 @@ from engine.hooks.shortage import give_memory_back, ran_out_of_memory
 from engine.hooks.sites import Site
 from engine.hooks.wiring import Addressed, edited
 
+CPU_CACHE_BYTES = 8 * 2**20
+"""The widest activation of one forward pass to begin with: it should stay in the processor's caches."""
 CPU_BYTES = 64 * 2**20
-"""The widest activation of one forward pass, at most: no processor's caches are larger."""
+"""The same at most."""
 GPU_BYTES = 512 * 2**20
-"""The same for a GPU, which has memory to spare and wants to be kept busy."""
+"""Both for a GPU, which has memory to spare and wants to be kept busy."""
 LOGIT_ELEMENTS = 2**27
 """Logits held at once, at most (one variant counts even if it has more)."""
 
@@ -57,6 +59,7 @@ def sweep(
     variants: Sequence[Variant],
     readout: Readout,
     *,
+    outlines: Sequence[Variant] | None = None,
     wanted: Iterable[int] | None = None,
     cancelled: Callable[[], bool] = _never,
     pace: Pace | None = None,
@@ -69,6 +72,7 @@ def sweep(
         batch: prompts.
         variants: lists of edits; looked at one by one, so a sequence may make them when asked.
         readout: the metric.
+        outlines: the same with any values, if it costs something to make them; where the model is changed has to be right.
         wanted: indices of the variants to measure; all when None.
         cancelled: asked before every forward pass.
         pace: what earlier sweeps of the same run have learnt about how many variants to put along the batch.
@@ -81,7 +85,7 @@ def sweep(
     """
     assert pace is None or variants_per_forward is None, "a pace has its own number"
     _refuse_edited(loaded)
-    groups = _grouped(loaded, variants, range(len(variants)) if wanted is None else wanted)
+    groups = _grouped(loaded, outlines or variants, range(len(variants)) if wanted is None else wanted)
     stop_if(cancelled)
     with loaded.lock:
         clean, stored = clean_run(loaded, batch, readout, groups)
@@ -159,8 +163,10 @@ def _grouped(loaded: Addressed, variants: Sequence[Variant], wanted: Iterable[in
     works = working_ways(loaded)
     for index in wanted:
         variant = variants[index]
-        for change in variant:
-            anatomy.check(change.site)
+        for site in _sites(variant):
+            anatomy.check(site)
+            with loaded.lock:  # found out by a forward pass of the whole model, so before a replay changes it
+                loaded.wiring.refuse_unreachable(site, anatomy)
         assert variant, f"variant {index} has no edits"
         way = _working_way(_way(anatomy, variant), works)
         group = Group(min(_layer(anatomy, site) for site in _sites(variant)), way)
@@ -202,10 +208,11 @@ def _stretch(run: Replay, group: Group) -> Stretch:
     vocabulary = run.loaded.model.config.get_text_config().vocab_size
     weights = sum(parameter.numel() for parameter in anatomy.blocks[group.layer].layer.parameters())
     head = anatomy.d_model * vocabulary * kept / tokens / max(1, weights)  # in layers
-    widest = CPU_BYTES if batch.input_ids.device.type == "cpu" else GPU_BYTES
+    first, widest = (CPU_CACHE_BYTES, CPU_BYTES) if batch.input_ids.device.type == "cpu" else (GPU_BYTES, GPU_BYTES)
     return Stretch(
         kind=(group.way, group.layer == anatomy.n_layers - 1),
         tokens=tokens,
         work=anatomy.n_layers - group.layer - 0.5 + head,
+        guess=max(1, first // (4 * anatomy.d_mlp * tokens)),
         most=max(1, min(len(group.variants), widest // (4 * anatomy.d_mlp * tokens), LOGIT_ELEMENTS // (kept * vocabulary))),
     )

@@ -3,9 +3,9 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM
 
 from engine.errors import SpecError, UnknownAnatomy
-from engine.hooks.anatomy import find_anatomy
 from engine.hooks.batch import Batch, forward
 from engine.hooks.capture import captured
+from engine.hooks.discovery import find_anatomy
 from engine.hooks.sites import Site
 from engine.models.loading import LoadedModel
 from tests.plugin_engine import hook_count, tiny_model

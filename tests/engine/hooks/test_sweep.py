@@ -1,18 +1,23 @@
 """The replay against its naive twin."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from engine.errors import RunCancelled
+from engine.errors import RunCancelled, SpecError
 from engine.hooks.batch import Batch, forward
-from engine.hooks.edit import Edit
+from engine.hooks.change import Change
+from engine.hooks.pace import Pace
 from engine.hooks.replay import Variant
+from engine.hooks.shortage import ran_out_of_memory
 from engine.hooks.sites import Site
 from engine.hooks.sweep import SweepPart, naive_sweep, sweep
 from engine.models.loading import LoadedModel
@@ -45,19 +50,22 @@ def _all_sites(loaded: LoadedModel) -> list[Variant]:
     """Every head and every output set to zero, plus changes that no shortcut covers."""
     value = torch.linspace(-1, 1, 32)
     layers = range(loaded.anatomy.n_layers)
-    heads = [[Edit(site=Site(layer=layer, name="z", head=head), op="zero")] for layer in layers for head in range(4)]
-    outputs = [[Edit(site=Site(layer=layer, name=name), op="zero")] for layer in layers for name in ("attn_out", "mlp_out")]
+    heads = [[Change(site=Site(layer=layer, name="z", head=head), op="zero")] for layer in layers for head in range(4)]
+    outputs = [[Change(site=Site(layer=layer, name=name), op="zero")] for layer in layers for name in ("attn_out", "mlp_out")]
     d_head = loaded.anatomy.d_head
     return [
         *heads,
         *outputs,
-        [Edit(site=Site(layer=1, name="attn_out"), op="set", value=value)],
-        [Edit(site=Site(layer=1, name="mlp_out"), op="add", value=torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(1)))],
-        [Edit(site=Site(layer=0, name="z", head=2), op="set", value=value[:d_head]), Edit(site=Site(layer=0, name="z", head=1), op="zero")],
-        [Edit(site=Site(layer=0, name="z", head=2), op="zero"), Edit(site=Site(layer=2, name="mlp_out"), op="zero")],
-        [Edit(site=Site(layer=1, name="resid_pre"), op="add", value=value)],
-        [Edit(site=Site(layer=2, name="resid_post"), op="add", value=value)],
-        [Edit(site=Site(layer=2, name="neurons"), op="zero")],
+        [Change(site=Site(layer=1, name="attn_out"), op="set", value=value)],
+        [Change(site=Site(layer=1, name="mlp_out"), op="add", value=torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(1)))],
+        [
+            Change(site=Site(layer=0, name="z", head=2), op="set", value=value[:d_head]),
+            Change(site=Site(layer=0, name="z", head=1), op="zero"),
+        ],
+        [Change(site=Site(layer=0, name="z", head=2), op="zero"), Change(site=Site(layer=2, name="mlp_out"), op="zero")],
+        [Change(site=Site(layer=1, name="resid_pre"), op="add", value=value)],
+        [Change(site=Site(layer=2, name="resid_post"), op="add", value=value)],
+        [Change(site=Site(layer=2, name="neurons"), op="zero")],
     ]
 
 
@@ -89,9 +97,9 @@ def test_the_number_of_variants_per_forward_does_not_matter(phi: LoadedModel, at
     torch.testing.assert_close(values, naive_sweep(phi, batch, variants, readout), atol=5e-6, rtol=0)
 
 
-def test_a_repeated_sweep_is_equal_to_the_bit(llama: LoadedModel) -> None:
+def test_a_repeated_sweep_of_a_fixed_number_at_once_is_equal_to_the_bit(llama: LoadedModel) -> None:
     batch, variants = Batch.of(PROMPTS), _all_sites(llama)
-    first, second = (_swept(llama, batch, variants, Sum(batch, None), None)[1] for _ in range(2))
+    first, second = (_swept(llama, batch, variants, Sum(batch, None), 4)[1] for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -100,6 +108,120 @@ def test_the_clean_run_comes_first_and_every_variant_once(llama: LoadedModel) ->
     parts = list(sweep(llama, batch, variants, Sum(batch, None), variants_per_forward=2))
     assert parts[0].variants == ()
     assert sorted(index for part in parts for index in part.variants) == list(range(len(variants)))
+
+
+def test_the_variants_that_are_left_are_measured_as_if_all_were(llama: LoadedModel) -> None:
+    batch, variants = Batch.of(PROMPTS), _all_sites(llama)
+    whole, wanted = _swept(llama, batch, variants, Sum(batch, None), 1)[1], [0, 7, 12, 20, 23]
+    parts = list(sweep(llama, batch, variants, Sum(batch, None), wanted=wanted, variants_per_forward=1))
+    assert sorted(index for part in parts for index in part.variants) == wanted
+    assert all(torch.equal(part.values[0], whole[part.variants[0]]) for part in parts[1:])
+
+
+def test_a_pace_learns_and_is_kept_from_batch_to_batch(llama: LoadedModel) -> None:
+    batch, readout, pace = Batch.of(PROMPTS), Sum(Batch.of(PROMPTS), None), Pace()
+    heads = [[Change(site=Site(layer=0, name="z", head=head % 4), op="zero")] for head in range(64)]
+    at_once = [[len(part.variants) for part in sweep(llama, batch, heads, readout, pace=pace)] for _ in range(4)]
+    assert at_once[:3] == [[0, 64], [0, 64], [0, 32, 32]]
+    assert set(pace.costs()) >= {64, 32}
+    assert min(pace.costs().values()) == 1
+
+
+@dataclass
+class Hungry(Sum):
+    """Needs more memory than there is when more than so many rows come at once. The allocator really fails."""
+
+    rows: int = 0
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if logits.shape[0] > self.rows:
+            torch.empty(2**50)
+        return Sum.__call__(self, logits)
+
+
+@pytest.mark.parametrize("at_once", [None, 8])
+def test_when_memory_runs_out_fewer_variants_share_a_forward_pass(llama: LoadedModel, at_once: int | None) -> None:
+    batch, pace = Batch.of(PROMPTS), Pace(at_once)
+    variants = _all_sites(llama) * 2
+    parts = list(sweep(llama, batch, variants, Hungry(batch, None, rows=3 * batch.size), pace=pace))
+    assert max(len(part.variants) for part in parts) == 2
+    assert pace.shortages >= 1
+    assert sorted(index for part in parts for index in part.variants) == list(range(len(variants)))
+    expected = naive_sweep(llama, batch, variants, Sum(batch, None))
+    for part in parts:
+        torch.testing.assert_close(part.values, expected[list(part.variants)], atol=5e-6, rtol=0)
+    assert hook_count(llama.model) == 0
+
+
+def test_memory_that_does_not_suffice_for_one_variant_is_told(llama: LoadedModel) -> None:
+    batch = Batch.of(PROMPTS)
+    with pytest.raises(RuntimeError) as failed:
+        list(sweep(llama, batch, _all_sites(llama), Hungry(batch, None, rows=0)))
+    assert ran_out_of_memory(failed.value)
+    assert hook_count(llama.model) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "is_shortage"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+            True,
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_a_shortage_of_memory_is_recognised(error: Exception, is_shortage: bool) -> None:
+    assert ran_out_of_memory(error) == is_shortage
+
+
+UNDER_A_LIMIT = """
+import resource, torch
+from pathlib import Path
+from engine.hooks.batch import Batch
+from engine.hooks.change import Change
+from engine.hooks.pace import Pace
+from engine.hooks.sites import Site
+from engine.hooks.sweep import sweep
+from tests.plugin_engine import as_loaded, tiny_model
+
+torch.set_num_threads(1)
+
+class Wide:
+    positions = None
+
+    def __call__(self, logits):
+        torch.empty(logits.shape[0], 2**24)  # 64 MiB a row
+        return logits.mean((1, 2))
+
+loaded, batch, pace = as_loaded(tiny_model("llama")), Batch.of([[5, 9, 2]]), Pace(32)
+heads = [[Change(site=Site(layer=0, name="z", head=at % 4), op="zero")] for at in range(32)]
+free = {part.variants: part.values for part in sweep(loaded, batch, heads, Wide(), variants_per_forward=1)}
+now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + 2**30, now + 2**30))
+parts = [part for part in sweep(loaded, batch, heads, Wide(), pace=pace) if part.variants]
+for part in parts:
+    expected = torch.stack([free[index,][0] for index in part.variants])
+    torch.testing.assert_close(part.values, expected, atol=5e-6, rtol=0)
+print(sum(len(part.variants) for part in parts), max(len(part.variants) for part in parts), pace.shortages)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits of this kind are Linux's")
+def test_a_process_that_may_not_have_more_memory_goes_on_with_less() -> None:
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run([sys.executable, "-c", UNDER_A_LIMIT], cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    measured, at_once, shortages = map(int, done.stdout.split())
+    assert measured == 32
+    assert 4 <= at_once <= 15
+    assert shortages >= 1
 
 
 def test_a_cancelled_sweep_stops_and_leaves_nothing(llama: LoadedModel) -> None:
@@ -116,8 +238,8 @@ def test_a_cancelled_sweep_stops_and_leaves_nothing(llama: LoadedModel) -> None:
 def test_an_error_inside_a_replay_leaves_nothing(llama: LoadedModel, layer: int, read: str) -> None:
     batch = Batch.of(PROMPTS)
     readout = Sum(batch, READ[read](batch))
-    wrong = [Edit(site=Site(layer=layer, name="z"), op="set", value=torch.zeros(7))]
-    with pytest.raises(RuntimeError):
+    wrong = [Change(site=Site(layer=layer, name="z"), op="set", value=torch.zeros(7))]
+    with pytest.raises(SpecError, match="does not fit"):
         list(sweep(llama, batch, [wrong], readout))
     assert hook_count(llama.model) == 0
 
