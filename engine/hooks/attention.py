@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine.errors import UnknownAnatomy
 from engine.hooks.inputs import input_device
+from engine.hooks.rounding import rounding_step
 
 Inside = Literal["q", "k", "v", "scores", "pattern"]
 Touch = Callable[..., Tensor]
@@ -170,7 +171,7 @@ def unreachable(model: PreTrainedModel, modules: Sequence[nn.Module], inside: In
     if passed != set(modules):
         return f"{len(set(modules) - passed)} of its {len(modules)} attention layers do not go through transformers' attention interface"
     off, most = float((again - plain)[mask.bool()].abs().max()), float(plain[mask.bool()].abs().max())
-    if off > 200 * torch.finfo(plain.dtype).eps * max(1.0, most):
+    if off > min(200 * rounding_step(model), 0.5) * max(1.0, most):
         return f"written out, its attention gives other logits (by {off:.2g})"
     return None
 

@@ -141,7 +141,7 @@ def _amount(change: Change, x: Tensor) -> Tensor | float:
             f"{change.strength.numel()} strengths do not fit {x.shape[0]} rows.",
             next_step="Give one strength for each row, or one for all.",
         )
-    return change.strength.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))
+    return change.strength.to(x.device).view(-1, *[1] * (x.dim() - 1))
 
 
 def _where(x: Tensor, change: Change, calls: Calls, met: Met | None) -> Tensor:
@@ -225,8 +225,13 @@ def _set(x: Tensor, value: Tensor, _strength: Tensor | float) -> Tensor:
     return value.expand_as(x)
 
 
+def _times(x: Tensor, strength: Tensor | float) -> Tensor:
+    """The product in x's precision; the strength itself is not rounded to it, whether it is one number or one for each row."""
+    return (strength * x).to(x.dtype)
+
+
 def _clamp(x: Tensor, u: Tensor, level: Tensor | float) -> Tensor:
-    return x + (level - _along(x, u)) * u
+    return x + (level - _along(x, u)).to(x.dtype) * u
 
 
 def _cap(x: Tensor, u: Tensor, level: Tensor | float) -> Tensor:
@@ -239,11 +244,11 @@ _OPS: dict[Op, Callable[[Tensor, Tensor, Tensor | float], Tensor]] = {
     "mean": _set,
     "resample": _set,
     "set": _set,
-    "add": lambda x, value, strength: x + strength * value,
-    "scale": lambda x, _value, strength: x * strength,
+    "add": lambda x, value, strength: x + _times(value, strength),
+    "scale": lambda x, _value, strength: _times(x, strength),
     "clamp": _clamp,
     "project_out": lambda x, u, _strength: x - _along(x, u) * u,
-    "orthogonal": lambda x, u, strength: x + (strength - 1) * _along(x, u) * u,
+    "orthogonal": lambda x, u, strength: x + _times(_along(x, u), strength - 1) * u,
     "cap": _cap,
-    "norm_add": lambda x, u, strength: x + strength * torch.linalg.vector_norm(x, dim=-1, keepdim=True) * u,
+    "norm_add": lambda x, u, strength: x + _times(torch.linalg.vector_norm(x, dim=-1, keepdim=True), strength) * u,
 }

@@ -52,7 +52,7 @@ class Pace:
     fixed: int | None = None
     shortages: int = 0
     _ceiling: float = math.inf
-    _last: Stretch | None = None
+    _heaviest: Stretch | None = None
     _spent: defaultdict[tuple[Hashable, int], deque[float]] = field(
         default_factory=partial(defaultdict[tuple[Hashable, int], deque[float]], partial(deque[float], maxlen=REMEMBERED))
     )
@@ -70,7 +70,8 @@ class Pace:
         """Learns from a forward pass."""
         if variants.bit_count() > 1:
             return  # what was left over at an end; nobody asks what that costs
-        self._last = stretch
+        if self._heaviest is None or stretch.work >= self._heaviest.work:
+            self._heaviest = stretch
         self._spent[stretch.kind, _size(stretch, variants)].append(seconds / (variants * stretch.tokens * stretch.work))
 
     def ran_out(self, stretch: Stretch, variants: int) -> None:
@@ -79,10 +80,10 @@ class Pace:
         self._ceiling = variants * stretch.tokens / 2
 
     def costs(self) -> dict[int, float]:
-        """Variants per forward pass -> cost of a variant as a multiple of the cheapest, for work like that measured last."""
-        if self._last is None:
+        """Variants per forward pass -> cost of a variant as a multiple of the cheapest, for the work that takes most time."""
+        if self._heaviest is None:
             return {}
-        known = self._known(self._last, self._last.most)
+        known = self._known(self._heaviest, self._heaviest.most)
         cheapest = min(known.values(), default=1.0)
         return {variants: cost / cheapest for variants, cost in known.items()}
 

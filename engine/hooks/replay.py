@@ -29,6 +29,8 @@ PARTS: dict[Way, tuple[Part, ...]] = {
     "whole": (),
 }
 """What the clean run stores for each way of replaying; in a parallel block also the MLP's output."""
+KEPT_BYTES = 31 * 2**20
+"""Just below the largest block that glibc's malloc takes as a hint."""
 
 
 @runtime_checkable
@@ -83,8 +85,14 @@ class Replay:
         return Calls.at(TokenView.of(self.batch, special=self.loaded.special_ids))
 
 
-KEPT_BYTES = 31 * 2**20
-"""Just below the largest block that glibc's malloc takes as a hint."""
+def clean_run(loaded: Addressed, batch: Batch, readout: Readout, groups: Sequence[Group]) -> tuple[Tensor, Stored]:
+    """The clean metric, and what the groups' replays start from."""
+    anatomy = loaded.anatomy
+    _keep_freed_memory(batch.input_ids.device)
+    places = {(group.layer, part): _place(anatomy, group.layer, part) for group in groups for part in _parts(anatomy, group)}
+    with captured_places(places, anatomy) as stored:
+        logits = forward(loaded.model, batch, readout.positions)
+    return readout(logits), stored
 
 
 def _keep_freed_memory(device: torch.device) -> None:
@@ -95,16 +103,6 @@ def _keep_freed_memory(device: torch.device) -> None:
     """
     if device.type == "cpu":
         torch.empty(KEPT_BYTES, dtype=torch.uint8)
-
-
-def clean_run(loaded: Addressed, batch: Batch, readout: Readout, groups: Sequence[Group]) -> tuple[Tensor, Stored]:
-    """The clean metric, and what the groups' replays start from."""
-    anatomy = loaded.anatomy
-    _keep_freed_memory(batch.input_ids.device)
-    places = {(group.layer, part): _place(anatomy, group.layer, part) for group in groups for part in _parts(anatomy, group)}
-    with captured_places(places, anatomy) as stored:
-        logits = forward(loaded.model, batch, readout.positions)
-    return readout(logits), stored
 
 
 def _parts(anatomy: Anatomy, group: Group) -> tuple[Part, ...]:

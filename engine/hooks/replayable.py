@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Literal, cast
 
-import torch
 from torch import Tensor
 
 from engine.hooks.anatomy import Anatomy
@@ -13,6 +12,7 @@ from engine.hooks.capture import captured
 from engine.hooks.change import Change
 from engine.hooks.inputs import input_device
 from engine.hooks.replay import Group, Replay, Way, clean_run, replayed, start_at
+from engine.hooks.rounding import rounding_step
 from engine.hooks.shortage import ran_out_of_memory
 from engine.hooks.sites import Site
 from engine.hooks.wiring import Addressed, edited
@@ -39,7 +39,7 @@ def _working(loaded: Addressed) -> frozenset[Way]:
     starts = [Site(layer=layer, name="resid_pre") for layer in sorted({anatomy.n_layers // 2, anatomy.n_layers - 1} - {0})]
     with captured(loaded, starts) as stored:
         clean = forward(loaded.model, batch)
-    if not all(_same(clean, _started(loaded, anatomy, batch, site.depth, stored[site]), batch) for site in starts):
+    if not all(_same(loaded, clean, _started(loaded, anatomy, batch, site.depth, stored[site]), batch) for site in starts):
         return frozenset()
     ways = EXCHANGES if anatomy.exchangeable else ()
     return frozenset({"general", *(way for way in ways if _exchanges(loaded, batch, way))})
@@ -53,7 +53,7 @@ def _exchanges(loaded: Addressed, batch: Batch, way: Exchange) -> bool:
         by_hook = forward(loaded.model, batch)
     _, stored = clean_run(loaded, batch, everything, [group])
     run = Replay(loaded=loaded, batch=batch, readout=everything, stored=stored)
-    return _same(by_hook, _tried(lambda: replayed(run, group, [variant])), batch)
+    return _same(loaded, by_hook, _tried(lambda: replayed(run, group, [variant])), batch)
 
 
 class _Everything:
@@ -82,9 +82,9 @@ def _tried(work: Callable[[], Tensor]) -> Tensor | None:
         return None
 
 
-def _same(clean: Tensor, again: Tensor | None, batch: Batch) -> bool:
+def _same(loaded: Addressed, clean: Tensor, again: Tensor | None, batch: Batch) -> bool:
     if again is None:
         return False
     at_tokens = batch.attention_mask.bool()
     off, most = (clean - again)[at_tokens].abs().max(), clean[at_tokens].abs().max()
-    return bool(off <= 50 * torch.finfo(clean.dtype).eps * max(1.0, float(most)))
+    return bool(off <= min(50 * rounding_step(loaded.model), 0.5) * max(1.0, float(most)))
