@@ -14,10 +14,11 @@ from db.allowed import check_allowed
 from db.queue import enqueue
 from db.schema import Artifact, Run, RunItem
 from db.viewer import Viewer
+from engine.custom import Answer, Asked, parse_answer, parse_asked
 from engine.errors import Conflict
 from engine.presets import apply_preset
-from engine.result import Result
-from engine.spec import AnySpec, DatasetRef, NamedSpec
+from engine.spec import DatasetRef, NamedSpec
+from engine.spec.any import CUSTOM
 from engine.text.datasets import load_dataset
 
 PER_PAGE = 25
@@ -77,14 +78,19 @@ def run(viewer: Viewer, run_id: UUID) -> Run:
         return runs.get_run(session, viewer, run_id)
 
 
-def spec_of(run: Run) -> AnySpec:
-    """The spec of a run."""
-    return runs.spec_of(run)
+def asked_of(run: Run) -> Asked:
+    """The spec of a run, or the call of somebody's own code."""
+    return parse_asked(run.spec)
 
 
-def result_of(run: Run) -> Result | None:
+def result_of(run: Run) -> Answer | None:
     """The result of a run that went well."""
-    return None if run.result is None else Result.model_validate(run.result)
+    return None if run.result is None else parse_answer(run.result)
+
+
+def has_items(run: Run) -> bool:
+    """Whether a run of this kind goes through prompts one by one."""
+    return run.kind != CUSTOM
 
 
 def items(viewer: Viewer, run_id: UUID) -> Sequence[RunItem]:

@@ -8,11 +8,15 @@ import streamlit as st
 from app import queries
 from app.forms import faults_shown
 from app.navigation import go, link
+from app.results.custom import draw_sources
 from app.session import viewer
 from app.tables import headings
 from app.wording import ago, badge, duration, escape, short, size
 from db.schema import Artifact, Run, RunItem
+from engine.as_python import as_python
+from engine.custom import Answer, Asked, CustomCall, CustomResult
 from engine.spec import AnySpec, spec_to_yaml
+from engine.spec.any import CUSTOM
 
 
 def draw_run_row(run: Run, *, owner: str) -> None:
@@ -44,9 +48,9 @@ def draw_facts(run: Run) -> None:
 
 
 def draw_failure(run: Run, *, may_retry: bool) -> None:
-    """What went wrong in one sentence, the traceback for those who want it, and a way to try again."""
+    """What went wrong in one sentence, the traceback for those who want it, and a way to try again, if philab can."""
     st.error(escape(run.error or "The run failed without a word; its worker may have been stopped."), icon=":material/error:")
-    if may_retry and st.button("Try again", icon=":material/refresh:", key="retry"):
+    if may_retry and run.kind != CUSTOM and st.button("Try again", icon=":material/refresh:", key="retry"):
         with faults_shown():
             go("run", id=str(queries.retry(viewer(), run.id)))
     if run.traceback and may_retry:
@@ -87,8 +91,18 @@ def _bytes_of(sha256: str) -> Callable[[], bytes]:
     return lambda: queries.artifact_bytes(sha256)
 
 
-def draw_spec(run: Run, spec: AnySpec) -> None:
-    """The spec as YAML that can be copied, and the command that runs it."""
+def draw_asked(run: Run, asked: Asked, result: Answer | None) -> None:
+    """What was asked, to be copied: as YAML with the command that runs it, or as the text of somebody's own code; and as Python."""
+    if isinstance(asked, CustomCall):
+        with st.expander("Source, to read", icon=":material/description:", key="source_box"):
+            draw_sources(asked, result if isinstance(result, CustomResult) else None)
+    else:
+        _draw_spec(run, asked)
+    with st.expander("Copy as Python", icon=":material/code:", key="python_box"):
+        st.code(as_python(asked, name=run.name), language="python")
+
+
+def _draw_spec(run: Run, spec: AnySpec) -> None:
     with st.expander("Spec, to copy and run again", icon=":material/description:", key="spec_box"):
         st.code(spec_to_yaml(spec, name=run.name), language=None)
         st.caption(f"sha256 {run.spec_sha256}")

@@ -12,22 +12,24 @@ from app.session import viewer
 from app.wording import escape, plural, sentence
 from db.tasks import TaskDraft, draft_from
 from engine.errors import LabError
-from engine.spec import AnySpec, NamedSpec
+from engine.spec import NamedSpec, TaskSpec
+from engine.spec.sharing import as_task_spec
 
 
 def draw_task_form() -> None:
     """Spec, words and numbers of a new task; a fault stands where it was made, and the preview follows what is typed."""
     text = spec_field("start_from")
     named = _readable(text)
+    spec = _possible(named)
     name = st.text_input("Name", key="task_name", max_chars=200, placeholder=named.name if named else "")
     hypothesis = st.text_area(
         "Hypothesis", key="task_hypothesis", max_chars=4000, height=80, help="What you expect, said before anybody looks."
     )
     description = st.text_area("Description", key="task_description", max_chars=20_000, height=80)
-    numbers = _number_fields(named.spec.unit if named else "the metric's unit")
-    if named is not None:
-        _draw_preview(named.spec, shards=int(numbers["n_shards"]), replicas=int(numbers["replicas"]))
-    if st.button("Create the task", type="primary", key="create_task", disabled=named is None):
+    numbers = _number_fields(spec.unit if spec else "the metric's unit")
+    if spec is not None:
+        _draw_preview(spec, shards=int(numbers["n_shards"]), replicas=int(numbers["replicas"]))
+    if st.button("Create the task", type="primary", key="create_task", disabled=spec is None):
         with faults_shown():
             words = {"name": name.strip() or (named.name if named else ""), "hypothesis": hypothesis, "description": description}
             go("tasks", id=str(_created(lambda: draft_from({"spec_yaml": text, **words, **numbers}))))
@@ -48,6 +50,17 @@ def _readable(text: str) -> NamedSpec | None:
         return None
 
 
+def _possible(named: NamedSpec | None) -> TaskSpec | None:
+    """The spec if a task can ask it, or None with the reason shown."""
+    if named is None:
+        return None
+    try:
+        return as_task_spec(named.spec)
+    except LabError as wrong:
+        st.error(sentence(wrong), icon=":material/error:")
+        return None
+
+
 def _number_fields(unit: str) -> dict[str, float]:
     delta_help = "Fixed before the first run. An effect inside ± this counts as none."
     shards_help = "Equal, disjoint parts of the rows. 5 or more are needed for a supported finding."
@@ -62,7 +75,7 @@ def _number_fields(unit: str) -> dict[str, float]:
     }
 
 
-def _draw_preview(spec: AnySpec, *, shards: int, replicas: int) -> None:
+def _draw_preview(spec: TaskSpec, *, shards: int, replicas: int) -> None:
     with faults_shown():
         rows = queries.rows_of(spec.dataset.model_dump_json())
         size, unused = divmod(rows, shards)

@@ -6,8 +6,8 @@ from importlib.resources import files
 import yaml
 
 from engine.errors import SpecError
-from engine.spec import AnySpec, Limits
-from engine.spec.base import Frozen
+from engine.spec.any import AnyKind
+from engine.spec.base import Frozen, Limits
 
 
 class Preset(Frozen):
@@ -39,7 +39,7 @@ def preset(name: str) -> Preset:
         raise SpecError(f"unknown preset '{name}'; expected one of: {', '.join(presets())}.") from None
 
 
-def apply_preset(spec: AnySpec, name: str) -> AnySpec:
+def apply_preset(spec: AnyKind, name: str) -> AnyKind:
     """The spec under the caps of a preset: the smaller of both limits counts. It is another spec with another hash."""
     tier = preset(name)
     limits = Limits(

@@ -1,8 +1,9 @@
 """What a run gives: numbers with their uncertainty, and names of artefacts. Imports without torch."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from engine.hooks.sites import Site
 from engine.spec.base import Frozen, Sha256
@@ -66,11 +67,57 @@ class ArtifactRef(Frozen):
 
 
 class Result(Frozen):
-    """Everything a run found out that fits a page; the per-prompt numbers are in its artefacts."""
+    """What all results share. Everything that fits a page is in it; larger tables are in its artefacts."""
 
-    kind: Literal["ablation"]
-    clean: Annotated[Estimate, Field(description="The metric of the unedited model.")]
-    effects: Effects
     coverage: Coverage
     notes: Annotated[tuple[Annotated[str, Field(max_length=1000)], ...], Field(max_length=50)] = ()
     artifacts: Annotated[tuple[ArtifactRef, ...], Field(max_length=100)] = ()
+
+
+class AblationResult(Result):
+    """What was lost when each component was taken away; the per-prompt numbers are in the artefacts."""
+
+    kind: Literal["ablation"] = "ablation"
+    clean: Annotated[Estimate, Field(description="The metric of the unedited model.")]
+    effects: Effects
+
+
+class Check(Frozen):
+    """Two ways to the same numbers, and how far apart they came out."""
+
+    name: Annotated[str, Field(min_length=1, max_length=60, description="Short and unique in the result.")]
+    passed: Annotated[bool | None, Field(description="Whether they agree; none where the model has nothing to compare.")]
+    difference: Annotated[Finite | None, Field(ge=0, description="Largest difference that was measured.")] = None
+    tolerance: Annotated[Finite | None, Field(ge=0, description="Largest difference that is agreement.")] = None
+    unit: Annotated[str, Field(max_length=60, description="What difference and tolerance are measured in.")] = ""
+    about: Annotated[str, Field(max_length=1000, description="What was compared with what.")]
+    detail: Annotated[str, Field(max_length=2000, description="Where the largest difference is, or why nothing was compared.")] = ""
+
+
+class SelfTestResult(Result):
+    """How every check of the engine on a model came out."""
+
+    kind: Literal["selftest"] = "selftest"
+    checks: Annotated[tuple[Check, ...], Field(min_length=1, max_length=200)]
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks whose two ways do not agree."""
+        return tuple(check for check in self.checks if check.passed is False)
+
+
+AnyResult = AblationResult | SelfTestResult
+"""The union of all kinds, told apart by `kind`."""
+
+RESULTS: dict[str, type[AnyResult]] = {"ablation": AblationResult, "selftest": SelfTestResult}
+
+_reader: TypeAdapter[AnyResult] = TypeAdapter(Annotated[AnyResult, Field(discriminator="kind")])
+
+
+def parse_result(values: Mapping[str, Any]) -> AnyResult:
+    """The result that a mapping describes, as it was stored.
+
+    Raises:
+        pydantic.ValidationError: the kind is unknown, or a field is missing, unknown or wrong.
+    """
+    return _reader.validate_python(dict(values))

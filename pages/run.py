@@ -8,7 +8,7 @@ from app import queries
 from app.job_card import ALIVE, watch_run
 from app.navigation import link
 from app.results import draw_result
-from app.run_parts import draw_facts, draw_failure, draw_files, draw_items, draw_provenance, draw_spec
+from app.run_parts import draw_asked, draw_facts, draw_failure, draw_files, draw_items, draw_provenance
 from app.session import viewer
 from app.wording import escape
 
@@ -33,13 +33,14 @@ elif run.status == "failed":
 elif run.status == "cancelled":
     st.warning("This run was cancelled. Nothing it had found so far counts.", icon=":material/block:")
 
-spec = queries.spec_of(run)
+asked = queries.asked_of(run)
 result = queries.result_of(run)
 if result is not None:
-    draw_result(spec, result)
-    if st.expander("Per-prompt values", icon=":material/table_rows:", key="items", on_change="rerun").open:
+    draw_result(asked, result)
+    by_prompt = queries.has_items(run)
+    if by_prompt and st.expander("Per-prompt values", icon=":material/table_rows:", key="items", on_change="rerun").open:
         draw_items(queries.items(who, run.id))
     draw_files(queries.artifacts(who, run.id))
 
-draw_spec(run, spec)
+draw_asked(run, asked, result)
 draw_provenance(run)

@@ -6,6 +6,7 @@ from app import queries
 from app.forms import faults_shown, preset_field, read_field, spec_field
 from app.navigation import go
 from app.run_parts import draw_run_row
+from app.selftest_form import draw_selftest_form
 from app.session import viewer
 
 STATUSES = ["all", "queued", "running", "ok", "failed", "cancelled"]
@@ -25,6 +26,12 @@ def draw_new_run() -> None:
             with faults_shown():
                 run_id = queries.start_run(who, read_field(text), name=name, preset=preset)
                 go("run", id=str(run_id))
+
+
+def draw_selftest() -> None:
+    """Asks whether the engine can be trusted with a model."""
+    with st.expander("Self-test of a model", icon=":material/fact_check:", key="new_selftest"):
+        draw_selftest_form()
 
 
 def draw_list() -> None:
@@ -55,4 +62,5 @@ def draw_empty(*, filtered: bool) -> None:
 st.title("Runs")
 if queries.may_run(who):
     draw_new_run()
+    draw_selftest()
 draw_list()

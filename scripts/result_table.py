@@ -3,9 +3,10 @@
 import sys
 import time
 
-from engine.result import Result
+from engine.result import AblationResult, AnyResult, Check, SelfTestResult
 
 TOP = 10
+OUTCOMES: dict[bool | None, str] = {True: "passed", False: "FAILED", None: "not applicable"}
 
 
 class ProgressLine:
@@ -44,8 +45,27 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
-def describe(result: Result, *, top: int = TOP) -> str:
-    """The metric of the unedited model, the largest effects with their 95 % intervals, and the notes."""
+def describe(result: AnyResult, *, top: int = TOP) -> str:
+    """A result as text, by its kind, with its notes."""
+    told = _effects(result, top) if isinstance(result, AblationResult) else _checks(result)
+    return "\n".join([*told, *(f"note: {note}" for note in result.notes)])
+
+
+def _checks(result: SelfTestResult) -> list[str]:
+    """One line per check, then in full what did not pass and which sites there are, and the sum."""
+    rows = [[check.name, OUTCOMES[check.passed], *_numbers(check), check.unit] for check in result.checks]
+    more = [f"{check.name}: {check.about}. {check.detail}" for check in result.checks if not check.passed or check.unit == "sites"]
+    made, failed = sum(check.passed is not None for check in result.checks), len(result.failed)
+    shown = table(["check", "outcome", "difference", "allowed", "unit"], rows)
+    return [shown, "", *more, f"{made} checks made, {failed} failed, {len(result.checks) - made} not applicable."]
+
+
+def _numbers(check: Check) -> list[str]:
+    return ["" if value is None else f"{value:.2g}" for value in (check.difference, check.tolerance)]
+
+
+def _effects(result: AblationResult, top: int) -> list[str]:
+    """The metric of the unedited model, and the largest effects with their 95 % intervals."""
     effects, clean = result.effects, result.clean
     order = sorted(range(len(effects.sites)), key=lambda i: -abs(effects.estimate[i]))[:top]
     rows = [
@@ -56,4 +76,4 @@ def describe(result: Result, *, top: int = TOP) -> str:
         f"{effects.metric} of the unedited model: {clean.mean:.4f} {effects.unit} ({clean.low:.4f} .. {clean.high:.4f}, {clean.n} prompts)"
     )
     shown = f"largest {len(order)} of {len(effects.sites)} effects, in {effects.unit}:"
-    return "\n".join([head, "", shown, table(["site", "effect", "95 % interval", "n"], rows), *(f"note: {note}" for note in result.notes)])
+    return [head, "", shown, table(["site", "effect", "95 % interval", "n"], rows)]

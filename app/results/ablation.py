@@ -8,7 +8,7 @@ from app.chart_card import ChartFiles, chart_card
 from app.charts import EffectRow, forest_plot, heat_map
 from app.tables import headings, table_height
 from app.wording import interval, number, plural
-from engine.result import Result
+from engine.result import AblationResult
 from engine.spec import AblationSpec
 from engine.spec.ablation import HIGHER_IS_BETTER
 
@@ -16,7 +16,7 @@ PARTS = {"z": ("head", "heads"), "attn_out": ("attention output", "attention out
 STAND_INS = {"zero": "zeros", "mean": "its mean over the reference prompts", "resample": "its activation on another prompt"}
 
 
-def draw_ablation(spec: AblationSpec, result: Result) -> None:
+def draw_ablation(spec: AblationSpec, result: AblationResult) -> None:
     """Draws the sentence, the key numbers, both charts and the table."""
     rows = effect_rows(result)
     st.markdown(f"**{what_it_shows(spec, result)}**")
@@ -26,17 +26,17 @@ def draw_ablation(spec: AblationSpec, result: Result) -> None:
     _draw_table(result, rows)
 
 
-def effect_rows(result: Result) -> list[EffectRow]:
+def effect_rows(result: AblationResult) -> list[EffectRow]:
     """The effects of a result as rows for the charts."""
     effects = result.effects
     columns = zip(effects.sites, effects.estimate, effects.low, effects.high, strict=True)
     return [
-        EffectRow(label=site.label, layer=site.layer, head=site.head, estimate=estimate, low=low, high=high)
+        EffectRow(label=site.label, layer=site.depth, head=site.head, estimate=estimate, low=low, high=high)
         for site, estimate, low, high in columns
     ]
 
 
-def table_rows(result: Result) -> list[dict[str, Any]]:
+def table_rows(result: AblationResult) -> list[dict[str, Any]]:
     """The effects as a table, largest |effect| first: what people read, and what the CSV holds."""
     effects = result.effects
     columns = zip(effects.sites, effects.estimate, effects.se, effects.low, effects.high, strict=True)
@@ -59,7 +59,7 @@ def table_rows(result: Result) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -abs(row["effect"]))
 
 
-def what_it_shows(spec: AblationSpec, result: Result) -> str:
+def what_it_shows(spec: AblationSpec, result: AblationResult) -> str:
     """The result in one sentence."""
     rows = effect_rows(result)
     one, many = PARTS[spec.site]
@@ -76,7 +76,7 @@ def what_it_shows(spec: AblationSpec, result: Result) -> str:
     )
 
 
-def what_it_does_not_show(result: Result) -> str:
+def what_it_does_not_show(result: AblationResult) -> str:
     """The limits of the result in one or two sentences."""
     several = (
         f", and they are not corrected for looking at {len(result.effects.sites)} places at once" if len(result.effects.sites) > 1 else ""
@@ -93,7 +93,7 @@ def metric_name(spec: AblationSpec) -> str:
     return names[spec.metric]
 
 
-def _draw_numbers(spec: AblationSpec, result: Result, rows: list[EffectRow]) -> None:
+def _draw_numbers(spec: AblationSpec, result: AblationResult, rows: list[EffectRow]) -> None:
     unit, coverage = result.effects.unit, result.coverage
     clean = result.clean
     with st.container(horizontal=True, gap="medium"):
@@ -112,7 +112,7 @@ def _draw_numbers(spec: AblationSpec, result: Result, rows: list[EffectRow]) -> 
         st.caption(f":material/info: {_plain(note)}")
 
 
-def _draw_charts(spec: AblationSpec, result: Result, rows: list[EffectRow]) -> None:
+def _draw_charts(spec: AblationSpec, result: AblationResult, rows: list[EffectRow]) -> None:
     unit, table = result.effects.unit, table_rows(result)
     left, right = st.columns([11, 9], gap="large")
     with left:
@@ -126,7 +126,7 @@ def _draw_charts(spec: AblationSpec, result: Result, rows: list[EffectRow]) -> N
         chart_card(chart, key="forest", alternative=alternative, files=ChartFiles(name="ablation-forest", rows=table), stretch=True)
 
 
-def _draw_table(result: Result, rows: list[EffectRow]) -> None:
+def _draw_table(result: AblationResult, rows: list[EffectRow]) -> None:
     st.header("All effects")
     unit = result.effects.unit
     shape = st.column_config.NumberColumn

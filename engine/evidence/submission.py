@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, cast
 from uuid import UUID
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 from pydantic_core import from_json
 
 from engine.errors import SubmissionRefused
 from engine.provenance import Hardware, Provenance
-from engine.result import Result
+from engine.result import AblationResult, AnyResult
+from engine.spec.any import CUSTOM
 from engine.spec.base import Frozen, Sha256
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
@@ -45,15 +46,26 @@ class SubmissionPayload(Frozen):
         dict[str, JsonValue],
         Field(default_factory=dict, max_length=100, description="Short form of the result; the instance makes its own from result_full."),
     ]
-    result_full: Annotated[Result, Field(description="The whole result of the shard.")]
+    result_full: Annotated[AblationResult, Field(description="The whole result of the shard.")]
     telemetry_data: Annotated[
         str | None, Field(max_length=_MAX_TELEMETRY_LETTERS, description="Telemetry as base64 of zlib of a JSON object.")
     ] = None
     metadata: SubmissionMetadata
 
+    @field_validator("result_full", mode="before")
+    @classmethod
+    def _no_own_code(cls, value: object) -> object:
+        if _kind(value) == CUSTOM:
+            raise ValueError("a run of somebody's own code is local and cannot be sent; send a run of the task's spec")
+        return value
+
+
+def _kind(value: object) -> object:
+    return cast("dict[str, object]", value).get("kind") if isinstance(value, dict) else None
+
 
 def payload_for(
-    result: Result,
+    result: AblationResult,
     provenance: Provenance,
     *,
     task_id: UUID,
@@ -87,8 +99,14 @@ def payload_for(
     )
 
 
-def summarise(result: Result) -> dict[str, Any]:
-    """The short form of a result: the clean metric and the sites with the largest effects, as JSON-ready values."""
+def summarise(result: AnyResult) -> dict[str, Any]:
+    """The short form of a result as JSON-ready values: the clean metric and the largest effects, or how the checks came out."""
+    if isinstance(result, AblationResult):
+        return _largest_effects(result)
+    return {"kind": result.kind, "n_checks": len(result.checks), "failed": [check.name for check in result.failed]}
+
+
+def _largest_effects(result: AblationResult) -> dict[str, Any]:
     effects = result.effects
     order = sorted(range(len(effects.sites)), key=lambda index: (-abs(effects.estimate[index]), index))
     return {

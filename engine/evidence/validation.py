@@ -23,8 +23,8 @@ import numpy as np
 
 from engine.evidence.submission import SubmissionPayload
 from engine.hooks.sites import Site
-from engine.result import Effects, Estimate, Result
-from engine.spec import AblationSpec, AnySpec
+from engine.result import AblationResult, Effects, Estimate
+from engine.spec import AblationSpec, TaskSpec
 
 AGREEING_SHARE = 0.99
 """Share of sites at which two replicas must be close."""
@@ -77,7 +77,7 @@ class Expected:
     """
 
     task_id: str
-    spec: AnySpec
+    spec: TaskSpec
     task_spec_hash: str
     dataset_hash: str
     model: ModelShape | None
@@ -133,7 +133,7 @@ def expected_sites(spec: AblationSpec, *, n_layers: int, n_heads: int) -> tuple[
     return tuple(Site(layer=layer, name="z", head=head) for layer in layers for head in heads)
 
 
-def expected_rows(spec: AnySpec) -> int | None:
+def expected_rows(spec: TaskSpec) -> int | None:
     """How many prompts a full answer uses; None when the spec names no rows."""
     if spec.dataset.rows is None:
         return None
@@ -193,7 +193,7 @@ def _grown_from(start: int, agreement: Sequence[Sequence[bool]]) -> list[int]:
 
 
 def _place(site: Site) -> tuple[int, int]:
-    return site.layer, -1 if site.head is None else site.head
+    return site.depth, -1 if site.head is None else site.head
 
 
 def _chosen(wanted: Literal["all"] | tuple[int, ...], available: int, first: int | None) -> list[int]:
@@ -236,7 +236,7 @@ def _check_model(given: ModelShape, known: ModelShape | None) -> Refusal | None:
     return Refusal(reason="model_mismatch", text=text)
 
 
-def _check_shape(result: Result, spec: AnySpec) -> Refusal | None:
+def _check_shape(result: AblationResult, spec: TaskSpec) -> Refusal | None:
     effects, coverage = result.effects, result.coverage
     asked = (spec.kind, spec.metric, spec.unit)
     if (result.kind, effects.metric, effects.unit) != asked:
@@ -256,7 +256,7 @@ def _check_shape(result: Result, spec: AnySpec) -> Refusal | None:
     return None
 
 
-def _check_numbers(result: Result) -> Refusal | None:
+def _check_numbers(result: AblationResult) -> Refusal | None:
     effects, clean = result.effects, result.clean
     low, middle, high = (np.asarray(column) for column in (effects.low, effects.estimate, effects.high))
     slack = 1e-6 * np.maximum(1.0, np.abs(middle))

@@ -1,24 +1,29 @@
 """What stands in for an ablated component: zeros, a mean over the reference slice, or what another prompt had there."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.experiments.batches import Batches
+from engine.experiments.kept import Kept, Positions
 from engine.experiments.prompts import Prompt
 from engine.hooks.batch import Batch, forward
+from engine.hooks.bind import bind
 from engine.hooks.capture import captured
+from engine.hooks.change import Change
 from engine.hooks.edit import Edit
 from engine.hooks.replay import Variant
 from engine.hooks.sites import Site
 from engine.hooks.sweep import stop_if
 from engine.models.loading import LoadedModel
 
-Positions = list[Tensor]
-"""One tensor [pos, width] per reference prompt, padding cut off."""
+IN_MEMORY_BYTES = 2 * 2**30
+"""Reference activations up to this size are kept in memory, larger ones in a temporary file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,26 +42,37 @@ class Reference:
 
 
 def measure_reference(
-    loaded: LoadedModel, prompts: Sequence[Prompt], sites: Sequence[Site], *, batch_size: int, keep: bool, cancelled: Callable[[], bool]
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    sites: Sequence[Site],
+    *,
+    batches: Batches,
+    keep: bool,
+    cancelled: Callable[[], bool],
+    in_memory_bytes: int = IN_MEMORY_BYTES,
 ) -> Reference:
-    """The reference slice's activations at whole sites (no heads); the prompts' own only if `keep`."""
+    """The reference slice's activations at whole sites (no heads); the prompts' own only if `keep`.
+
+    Raises:
+        ModelError: memory ran out for a single prompt.
+        StoreError: the activations fit neither memory nor disk.
+        RunCancelled: `cancelled` said so.
+    """
+    lengths = [len(prompt.tokens) for prompt in prompts]
     sums = dict[int, Tensor]()
-    kept: dict[int, Positions] = {site.layer: [] for site in sites}
-    for some in _in_batches(prompts, batch_size):
+    kept = Kept(lengths, layers=len(sites), in_memory_bytes=in_memory_bytes)
+
+    def add(some: slice) -> None:
         stop_if(cancelled)
-        for layer, rows in _activations(loaded, some, sites).items():
+        for layer, rows in _activations(loaded, prompts[some], sites).items():
             total = torch.stack([row.double().sum(0) for row in rows]).sum(0)
             sums[layer] = sums.get(layer, torch.zeros_like(total)) + total
             if keep:
-                kept[layer] += rows
-    tokens = sum(len(prompt.tokens) for prompt in prompts)
-    means = {layer: (total / tokens).float() for layer, total in sums.items()}
-    return Reference(means=means, prompts=kept if keep else {}, tokens=tokens)
+                kept.put(layer, some, rows)
 
-
-def _in_batches(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
-    for start in range(0, len(prompts), size):
-        yield prompts[start : start + size]
+    batches.go_through(prompts, add)
+    means = {layer: (total / sum(lengths)).float() for layer, total in sums.items()}
+    return Reference(means=means, prompts=kept.prompts, tokens=sum(lengths))
 
 
 def _activations(loaded: LoadedModel, prompts: Sequence[Prompt], sites: Sequence[Site]) -> dict[int, Positions]:
@@ -65,7 +81,7 @@ def _activations(loaded: LoadedModel, prompts: Sequence[Prompt], sites: Sequence
     with captured(loaded, sites) as got:
         forward(loaded.model, batch, torch.zeros(1, dtype=torch.long, device=loaded.device))
     lengths = [len(prompt.tokens) for prompt in prompts]
-    return {site.layer: [row[:length].cpu() for row, length in zip(got[site], lengths, strict=True)] for site in sites}
+    return {site.depth: [row[:length].cpu() for row, length in zip(got[site], lengths, strict=True)] for site in sites}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +89,7 @@ class StandIns(Sequence[Variant]):
     """The variants of one batch: each site once per seed, seeds running fastest. A variant's tensor is made when it is asked for."""
 
     loaded: LoadedModel
-    mode: str
+    mode: Literal["zero", "mean", "resample"]
     sites: Sequence[Site]
     seeds: Sequence[int]
     prompts: Sequence[Prompt]
@@ -86,20 +102,36 @@ class StandIns(Sequence[Variant]):
     def __getitem__(self, index: int) -> Variant:  # type: ignore[override]
         """One edit at one site."""
         site, seed = self.sites[index // len(self.seeds)], self.seeds[index % len(self.seeds)]
-        return (Edit(site=site, op="zero"),) if self.mode == "zero" else (Edit(site=site, op="set", value=self._value(site, seed)),)
+        return bind([edit_of(site, self.mode, seed)], self.loaded, reference=self)
 
-    def _value(self, site: Site, seed: int) -> Tensor:
-        assert self.reference is not None, f"mode '{self.mode}' comes with a reference slice"
-        columns = slice(None) if site.head is None else self.loaded.anatomy.head_slice(site.head)
-        if self.mode == "mean":
-            return self.reference.means[site.layer][columns].to(self.loaded.device, self.loaded.model.dtype)
-        return self._drawn([row[:, columns] for row in self.reference.prompts[site.layer]], site, seed).to(self.loaded.device)
+    @property
+    def outlines(self) -> Sequence[Variant]:
+        """The variants with zeros in the place of their tensors."""
+        return [(Change(site=site, op="zero"),) for site in self.sites for _ in self.seeds]
 
-    def _drawn(self, pool: Positions, site: Site, seed: int) -> Tensor:
+    def mean(self, site: Site) -> Tensor:
+        """[width]: what stands in for a site in mode 'mean'."""
+        return self._known.means[site.depth][self._columns(site)].to(self.loaded.device, self.loaded.model.dtype)
+
+    def drawn(self, site: Site, seed: int) -> Tensor:
         """[batch, pos, width]: for each prompt another one's activations, position by position, its last one repeated at the end."""
+        pool, columns = self._known.prompts[site.depth], self._columns(site)
         width = max(len(prompt.tokens) for prompt in self.prompts)
-        rows = [pool[draw(self.question, prompt.id, site, seed, len(pool))] for prompt in self.prompts]
-        return torch.stack([row[torch.arange(width).clamp(max=len(row) - 1)] for row in rows])
+        rows = [pool[draw(self.question, prompt.id, site, seed, len(pool))][:, columns] for prompt in self.prompts]
+        return torch.stack([row[torch.arange(width).clamp(max=len(row) - 1)] for row in rows]).to(self.loaded.device)
+
+    @property
+    def _known(self) -> Reference:
+        assert self.reference is not None, f"mode '{self.mode}' comes with a reference slice"
+        return self.reference
+
+    def _columns(self, site: Site) -> slice:
+        return slice(None) if site.head is None else self.loaded.anatomy.head_slice(site.head)
+
+
+def edit_of(site: Site, mode: Literal["zero", "mean", "resample"], seed: int) -> Edit:
+    """How a site is taken away, as data."""
+    return Edit(site=site, op=mode, seed=seed if mode == "resample" else 0)
 
 
 def draw(question: str, prompt_id: str, site: Site, seed: int, n: int) -> int:

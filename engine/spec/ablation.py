@@ -1,5 +1,6 @@
 """Ablation: what does the model lose when a head (or a whole attention or MLP output) is taken away?"""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -71,3 +72,13 @@ class AblationSpec(Spec):
     def unit(self) -> str:
         """Unit of the metric and of every effect."""
         return METRIC_UNITS[self.metric]
+
+    @property
+    def datasets(self) -> Mapping[str, DatasetRef]:
+        """The prompts, and the reference slice where there is one."""
+        return {"dataset": self.dataset, **({"reference": self.reference} if self.reference else {})}
+
+    @property
+    def drawn_with(self) -> tuple[int, ...]:
+        """The seeds."""
+        return self.seeds

@@ -2,17 +2,28 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from engine.errors import SpecError
 from engine.spec.ablation import AblationSpec
+from engine.spec.base import Spec
+from engine.spec.selftest import SelfTestSpec
 
-AnySpec = AblationSpec
-"""The union of all kinds."""
+AnySpec = AblationSpec | SelfTestSpec
+"""The union of all kinds, told apart by `kind`."""
 
-KINDS: dict[str, type[AnySpec]] = {"ablation": AblationSpec}
+TaskSpec = AblationSpec
+"""The kinds that a community can repeat: their rows can be cut into shards, and their effects are pooled over them."""
+
+KINDS: dict[str, type[AnySpec]] = {"ablation": AblationSpec, "selftest": SelfTestSpec}
+
+CUSTOM = "custom"
+"""Kind of a run of somebody's own code, which is no spec."""
+
+AnyKind = TypeVar("AnyKind", bound=Spec)
+"""Whatever kind goes in comes out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +47,11 @@ def parse_spec(values: Mapping[str, Any]) -> AnySpec:
         SpecError: the kind is unknown, or a field is missing, unknown or wrong; the text names it.
     """
     kind = values.get("kind")
+    if kind == CUSTOM:
+        raise SpecError(
+            "kind 'custom' is a run of somebody's own code. It is local: no spec, so nobody can be asked to run it, and it cannot be sent.",
+            next_step="Run the function itself again, in Python.",
+        )
     if not isinstance(kind, str) or kind not in KINDS:
         raise SpecError(f"unknown kind of spec: {kind!r}; expected one of: {', '.join(KINDS)}.", next_step="Set 'kind'.")
     try:

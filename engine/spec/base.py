@@ -1,28 +1,30 @@
 """What all specs share: the model, the dataset, the limits, and an identity that is a hash."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+from engine.model_presets import full_id
+from engine.values import Frozen, Sha256
+
 DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")]
 OneLine = Annotated[str, Field(pattern=r"^[^\x00-\x1F\x7F-\x9F\u2028\u2029\uFEFF]+$")]
 """Text without control characters: it can be shown, written as YAML and read back."""
 Dtype = Literal["float32", "float16", "bfloat16"]
-
-
-class Frozen(BaseModel):
-    """A value: cannot be changed, and refuses fields that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+Quantization = Literal["int8", "nf4", "fp4"]
 
 
 class ModelRef(Frozen):
-    """Which model, in which revision and precision."""
+    """Which model, in which revision and precision. A short name such as `phi-2` becomes the hub id that it stands for."""
 
-    id: Annotated[OneLine, Field(min_length=1, max_length=200, description="Shipped model, Hugging Face id, or local folder.")]
+    id: Annotated[
+        OneLine,
+        Field(min_length=1, max_length=200, description="Shipped model, short name, Hugging Face id, or local folder."),
+        AfterValidator(full_id),
+    ]
     revision: Annotated[
         OneLine | None, Field(max_length=100, description="Commit of the Hugging Face repository; 40 hex digits in a community task.")
     ] = None
@@ -30,6 +32,14 @@ class ModelRef(Frozen):
     attention: Annotated[
         Literal["default", "eager", "sdpa"], Field(description="Attention kernel; 'default' is what the model picks for itself.")
     ] = "default"
+    # Left out of the JSON when there is none, so that specs from before it keep their hash.
+    quantization: Annotated[
+        Quantization | None,
+        Field(
+            exclude_if=lambda chosen: chosen is None,
+            description="Store the layers' weights in fewer bits: 'nf4' or 'fp4' (4 bits), or 'int8' (rounds activations too).",
+        ),
+    ] = None
 
 
 class Rows(Frozen):
@@ -91,6 +101,16 @@ class Spec(Frozen):
     def sha256(self) -> str:
         """The identity: SHA-256 of the canonical JSON, 64 hex digits."""
         return hashlib.sha256(self.canonical_json()).hexdigest()
+
+    @property
+    def datasets(self) -> Mapping[str, DatasetRef]:
+        """The datasets that the spec reads, by the name of the field."""
+        return {"dataset": self.dataset}
+
+    @property
+    def drawn_with(self) -> tuple[int, ...]:
+        """Seeds of what is drawn at random; none where nothing is."""
+        return ()
 
     def with_rows(self, rows: Rows | None) -> Self:
         """The same question on other rows of its dataset."""

@@ -2,18 +2,18 @@
 
 from engine.errors import SpecError
 from engine.settings import Settings
-from engine.spec.any import AnySpec
-from engine.spec.base import DatasetRef
+from engine.spec.any import AnySpec, TaskSpec
 
 _REVISION_LENGTH = 40
 
 
-def check_shareable(spec: AnySpec) -> None:
-    """Refuses a spec that would mean something else, or nothing, on another machine.
+def check_shareable(spec: AnySpec) -> TaskSpec:
+    """The spec, refused where a community cannot repeat it, or where it would mean something else, or nothing, on another machine.
 
     Raises:
-        SpecError: it names local files, or a model without a fixed revision.
+        SpecError: it is of another kind, names local files, or a model without a fixed revision.
     """
+    spec = as_task_spec(spec)
     for field in local_places(spec):
         raise SpecError(f"'{field}' names a local file; a task needs a dataset by 'name'.", next_step="Use a shipped dataset.")
     if is_folder(spec.model.id):
@@ -23,6 +23,21 @@ def check_shareable(spec: AnySpec) -> None:
     if "/" in spec.model.id and not _is_commit(spec.model.revision):
         given = "no revision" if spec.model.revision is None else f"revision '{spec.model.revision}'"
         raise SpecError(f"model '{spec.model.id}' has {given}; a task needs a commit of 40 hex digits.", next_step="Set 'model.revision'.")
+    return spec
+
+
+def as_task_spec(spec: AnySpec) -> TaskSpec:
+    """The spec, as one of a kind that a task can have.
+
+    Raises:
+        SpecError: nothing that many machines could agree on comes out of its kind.
+    """
+    if not isinstance(spec, TaskSpec):
+        raise SpecError(
+            f"kind '{spec.kind}' says something of one machine and has no effects to pool, so a task cannot ask it; expected 'ablation'.",
+            next_step="Run it for yourself, from the page Runs or with philab run.",
+        )
+    return spec
 
 
 def shipped_models() -> list[str]:
@@ -32,8 +47,7 @@ def shipped_models() -> list[str]:
 
 def local_places(spec: AnySpec) -> list[str]:
     """Names of the fields that point to files of one machine."""
-    references: dict[str, DatasetRef | None] = {"dataset.path": spec.dataset, "reference.path": spec.reference}
-    return [field for field, ref in references.items() if ref is not None and ref.path is not None]
+    return [f"{field}.path" for field, ref in spec.datasets.items() if ref.path is not None]
 
 
 def is_folder(model_id: str) -> bool:

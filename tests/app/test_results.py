@@ -1,18 +1,18 @@
 import pytest
 
+from app.results import selftest
 from app.results.ablation import effect_rows, table_rows, what_it_does_not_show, what_it_shows
 from engine.hooks.sites import Site
-from engine.result import Coverage, Effects, Estimate, Result
-from engine.spec import parse_spec
+from engine.result import AblationResult, Check, Coverage, Effects, Estimate, SelfTestResult
+from engine.spec import ModelRef, SelfTestSpec, parse_spec
 
 SPEC = parse_spec(
     {"kind": "ablation", "model": {"id": "planted-induction"}, "dataset": {"name": "planted_induction"}, "metric": "target_loss"}
 )
 
 
-def result(*effects: float, spread: float = 0.1) -> Result:
-    return Result(
-        kind="ablation",
+def result(*effects: float, spread: float = 0.1) -> AblationResult:
+    return AblationResult(
         clean=Estimate(mean=0.5, se=0.01, low=0.48, high=0.52, n=8),
         effects=Effects(
             metric="target_loss",
@@ -61,3 +61,34 @@ def test_rows_keep_every_site(rows):
 
 def test_the_table_begins_with_the_largest_effect_of_either_sign():
     assert [row["site"] for row in table_rows(result(0.1, -2.0, 1.0))] == ["L0H1", "L0H2", "L0H0"]
+
+
+CHECKED = SelfTestSpec(model=ModelRef(id="m"))
+
+
+def checks(*passed: bool | None) -> SelfTestResult:
+    made = [Check(name=f"check {at}", about="this and that", passed=one, detail="because") for at, one in enumerate(passed)]
+    coverage = Coverage(rows=3, rows_available=3, layers=2, layers_available=6, heads=1, heads_available=4)
+    return SelfTestResult(checks=tuple(made), coverage=coverage)
+
+
+def test_a_selftest_says_whether_the_engine_can_be_trusted():
+    text = selftest.what_it_shows(CHECKED, checks(True, True, None)).replace("\\", "")
+    assert text == "The engine can be trusted with m in float32 here: 2 checks made, none failed."
+    failed = selftest.what_it_shows(CHECKED, checks(True, False, None)).replace("\\", "")
+    assert failed == "1 of 2 checks failed on m in float32: check 1. Do not rely on what they are about."
+    assert "with 2 of 6 layers" in selftest.what_it_does_not_show(checks(True))
+
+
+def test_a_selftest_on_fewer_bits_says_so():
+    spec = CHECKED.model_copy(update={"model": ModelRef(id="m", quantization="nf4")})
+    assert "m in nf4 here" in selftest.what_it_shows(spec, checks(True))
+
+
+def test_checks_that_failed_come_first_in_the_table():
+    rows = selftest.table_rows(checks(True, None, False))
+    assert [(row["check"], row["outcome"]) for row in rows] == [
+        ("check 2", "FAILED"),
+        ("check 0", "passed"),
+        ("check 1", "not applicable"),
+    ]

@@ -36,6 +36,27 @@ def test_a_wrong_spec_starts_nothing_and_says_why(lab_pages: Services, open_page
     assert not queries.list_runs(lab_pages.owner, status=None, mine=False, page=1).rows
 
 
+def test_a_selftest_is_started_with_a_model_and_a_precision(lab_pages: Services, open_page):
+    at = open_page("runs")
+    assert at.text_input(key="selftest_model").value == "philab-micro"
+    at.text_input(key="selftest_model").set_value("planted-induction").run()
+    at.selectbox(key="selftest_precision").set_value("bfloat16").run()
+    at.button(key="start_selftest").click().run()
+    assert not at.exception
+    assert at.title[0].value.replace("\\", "") == "Self-test of planted-induction"
+    made = queries.list_runs(lab_pages.owner, status=None, mine=True, page=1).rows[0]
+    assert (made.kind, made.status, made.spec["model"]["dtype"]) == ("selftest", "queued", "bfloat16")
+
+
+def test_a_selftest_of_nothing_starts_nothing(lab_pages: Services, open_page):
+    at = open_page("runs")
+    at.text_input(key="selftest_model").set_value("").run()
+    at.button(key="start_selftest").click().run()
+    assert not at.exception
+    assert "model.id" in at.error[0].value.replace("\\", "")
+    assert not queries.list_runs(lab_pages.owner, status=None, mine=False, page=1).rows
+
+
 def test_the_list_shows_runs_newest_first_and_filters(lab_pages: Services, open_page):
     start(lab_pages, "Older")
     start(lab_pages, "Newer **bold**")

@@ -57,7 +57,13 @@ def test_the_form_previews_what_it_asks_and_creates_a_task(lab_pages: Services, 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("kind: ablation\nmetric: vibes", "dataset"), ("a: [", "YAML"), ("kind: dance", "dance"), ("kind: ablation\nkind: ablation", "twice")],
+    [
+        ("kind: ablation\nmetric: vibes", "dataset"),
+        ("a: [", "YAML"),
+        ("kind: dance", "dance"),
+        ("kind: selftest", "one machine"),
+        ("kind: ablation\nkind: ablation", "twice"),
+    ],
 )
 def test_a_wrong_spec_is_explained_where_it_stands(lab_pages: Services, open_page, text, said):
     at = open_page("tasks")

@@ -226,6 +226,18 @@ def test_runs_are_private_until_shared(client: TestClient, join: Join, owner: Me
     assert client.get(place, headers=owner.headers).status_code == 200
 
 
+def test_a_selftest_is_a_run_and_never_a_task(client: TestClient, owner: Member) -> None:
+    text = "kind: selftest\nmodel: {id: planted-induction}\n"
+    made = client.post("/api/runs", json={"spec_yaml": text, "preset": "cpu_sanity"}, headers=owner.headers)
+    assert (made.status_code, made.json()["kind"]) == (201, "selftest")
+    shown = client.get(f"/api/runs/{made.json()['id']}", headers=owner.headers).json()
+    assert (shown["spec"]["kind"], shown["spec"]["limits"]["layers"]) == ("selftest", 5)
+    assert client.get("/api/runs", params={"kind": "selftest"}, headers=owner.headers).json()["total"] == 1
+    refused = client.post("/api/platform/tasks", json={"name": "t", "spec_yaml": text}, headers=owner.headers)
+    assert (refused.status_code, refused.json()["error_code"]) == (422, "bad_spec")
+    assert "'selftest' says something of one machine" in refused.json()["message"]
+
+
 def test_only_the_owner_runs_on_files_of_this_machine(client: TestClient, join: Join, owner: Member, lab: Any) -> None:
     local = {"spec": {**SPEC.model_dump(mode="json"), "dataset": {"path": "/etc/passwd"}}}
     refused = client.post("/api/runs", json=local, headers=join("ada").headers)

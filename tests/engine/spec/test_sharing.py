@@ -18,9 +18,15 @@ def test_names_and_pinned_models_may_travel(model: dict) -> None:
     check_shareable(parse_spec(spec(model, {"name": "planted_induction"})))
 
 
+def test_what_a_community_can_repeat_is_given_back() -> None:
+    given = parse_spec(spec({"id": "philab-micro"}, {"name": "planted_induction"}))
+    assert check_shareable(given) is given
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
+        ({"kind": "selftest", "model": {"id": "philab-micro"}}, "kind 'selftest' says something of one machine"),
         (spec({"id": "philab-micro"}, {"path": "/etc/passwd"}), "'dataset.path' names a local file"),
         (
             spec({"id": "philab-micro"}, {"name": "d"}, mode="mean", reference={"path": "notes.csv"}),
