@@ -17,7 +17,8 @@ from engine.errors import NotFound
 from engine.evidence.finding import Evidence, Numbers, PooledEffect, Question, pool
 from engine.evidence.validation import expected_sites
 from engine.hooks.sites import Site
-from engine.spec import AnySpec, parse_spec
+from engine.spec import TaskSpec, parse_spec
+from engine.spec.sharing import as_task_spec
 
 FINDING_TYPES = {"z": "head_effect", "attn_out": "attention_effect", "mlp_out": "mlp_effect"}
 """What is taken away -> the type of the finding."""
@@ -88,7 +89,7 @@ def recompute(session: Session, task_id: UUID) -> int:
     task = session.get(Task, task_id, populate_existing=True)
     if task is None:
         raise NotFound(f"there is no task {task_id}.")
-    spec, evidence = parse_spec(task.spec), _evidence(session, task_id)
+    spec, evidence = as_task_spec(parse_spec(task.spec)), _evidence(session, task_id)
     sites = _sites(session, task_id, spec)
     if not sites:
         return _withdraw(session, task_id, below=0)
@@ -158,7 +159,7 @@ def _evidence(session: Session, task_id: UUID) -> list[Evidence]:
     ]
 
 
-def _sites(session: Session, task_id: UUID, spec: AnySpec) -> tuple[Site, ...]:
+def _sites(session: Session, task_id: UUID, spec: TaskSpec) -> tuple[Site, ...]:
     """The sites of the task, known once a run told the shape of the model; accepted runs first."""
     coverage = session.scalar(
         select(Run.result["coverage"])
@@ -172,7 +173,7 @@ def _sites(session: Session, task_id: UUID, spec: AnySpec) -> tuple[Site, ...]:
     return expected_sites(spec, n_layers=coverage["layers_available"], n_heads=coverage["heads_available"])
 
 
-def _question(session: Session, task: Task, spec: AnySpec, sites: tuple[Site, ...]) -> Question:
+def _question(session: Session, task: Task, spec: TaskSpec, sites: tuple[Site, ...]) -> Question:
     waiting = session.scalar(select(func.count()).where(WorkUnit.task_id == task.id, WorkUnit.status == "open")) or 0
     return Question(metric=task.metric, unit=spec.unit, sites=sites, delta=task.delta, n_shards=task.n_shards, open_shards=waiting)
 
@@ -188,7 +189,7 @@ def _changes(effect: PooledEffect, before: schema.Finding | None) -> bool:
 def _replace(
     session: Session,
     task: Task,
-    spec: AnySpec,
+    spec: TaskSpec,
     effect: PooledEffect,
     *,
     evidence: Sequence[Evidence],
@@ -217,7 +218,7 @@ def _withdraw(session: Session, task_id: UUID, *, below: int) -> int:
     return len(rows)
 
 
-def _values(task: Task, spec: AnySpec, effect: PooledEffect, evidence: Sequence[Evidence]) -> dict[str, Any]:
+def _values(task: Task, spec: TaskSpec, effect: PooledEffect, evidence: Sequence[Evidence]) -> dict[str, Any]:
     numbers = asdict(effect.numbers) if effect.numbers else {}
     counts = ("k_shards", "n_contributors", "n_classes", "supporting_runs", "site_no", "status", "status_reason")
     return {
@@ -243,7 +244,7 @@ def _data(numbers: Numbers | None, evidence: Sequence[Evidence]) -> dict[str, An
     return data
 
 
-def _describe(spec: AnySpec, effect: PooledEffect) -> str:
+def _describe(spec: TaskSpec, effect: PooledEffect) -> str:
     what = f"Replacing {effect.site.label} by {_REPLACEMENTS[spec.mode]} ({spec.model.id}, {spec.dataset.name})"
     if effect.numbers is None:
         return f"{what}: no number yet; {effect.status_reason}."

@@ -16,7 +16,7 @@ from db.schema import Run, Submission, Task, WorkUnit
 from db.tasks import task_spec
 from db.viewer import Viewer
 from engine.errors import Conflict, NotAllowed, NotFound
-from engine.spec import AnySpec
+from engine.spec import TaskSpec
 from engine.spec.base import Rows
 
 MAX_OPEN = 20
@@ -43,7 +43,7 @@ class Lease:
     work_unit_id: UUID
     shard_no: int
     n_shards: int
-    spec: AnySpec
+    spec: TaskSpec
     spec_sha256: str
     dataset_name: str
     dataset_hash: str

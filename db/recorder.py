@@ -3,18 +3,20 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, update
+from sqlalchemy import ColumnElement, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from db import states
 from db.connection import Database
 from db.schema import Artifact, Run, RunItem, RunMetric
-from engine.errors import Conflict, DatabaseUnavailable, RunCancelled
+from engine.errors import Conflict, DatabaseUnavailable, RunCancelled, StoreError
 from engine.provenance import Provenance
 from engine.recorder import JsonValue
-from engine.result import ArtifactRef, Result
+from engine.result import AnyResult, ArtifactRef
 from engine.spec import AnySpec
 from engine.store import Store
 
@@ -97,13 +99,37 @@ class DatabaseRecorder:
         self._artifacts[name] = ref
         return ref
 
+    def save(self, state: bytes) -> None:
+        """Puts the state into the store and its hash on the run; dropped if the database is away just now.
+
+        Raises:
+            StoreError: it could not be written.
+        """
+        sha256, before = self._store.put(state), None
+        try:
+            with self._database.session() as session:
+                before = states.replace(session, sha256, self._mine)
+        except DatabaseUnavailable:
+            logger.warning("state could not be kept", extra={"action": "state_lost", "run_id": str(self._id)})
+        self._drop(sha256, before)
+
+    def saved(self) -> bytes | None:
+        """The state that the last attempt kept, if the store still has it."""
+        found: list[str | None] = []
+        self._patiently(lambda session: found.append(session.scalar(select(Run.state_sha256).where(*self._mine))))
+        try:
+            return self._store.get(found[-1]) if found[-1] else None
+        except StoreError as lost:
+            logger.warning("state cannot be read: %s", lost, extra={"action": "state_lost", "run_id": str(self._id)})
+            return None
+
     def cancelled(self) -> bool:
         """Whether somebody asked the run to stop, another attempt took over, or the worker is leaving."""
         if not self._stop and time.monotonic() - self._wrote_at >= EVERY_S:
             self._tell()
         return self._stop or self._stopping()
 
-    def finish(self, result: Result, provenance: Provenance) -> None:
+    def finish(self, result: AnyResult, provenance: Provenance) -> None:
         """Writes everything in one transaction.
 
         Raises:
@@ -117,13 +143,16 @@ class DatabaseRecorder:
             "progress_message": "done",
             "finished_at": func.now(),
         }
+        left_over: list[str | None] = []
 
         def write(session: Session) -> None:
+            left_over.append(states.replace(session, None, self._mine))
             if not self._update(session, **values):
                 raise Conflict(f"run {self._id} was taken over by another worker.")
             self._write_rows(session)
 
         self._patiently(write)
+        self._drop(*left_over)
 
     def fail(self, error: BaseException, traceback: str) -> None:
         """Marks the run as failed or cancelled, unless another attempt took over or the worker puts it back."""
@@ -174,9 +203,18 @@ class DatabaseRecorder:
     def _update(self, session: Session, **values: Any) -> bool:
         return session.execute(self._fenced(**values).returning(Run.id)).first() is not None
 
+    def _drop(self, *hashes: str | None) -> None:
+        """Removes states that no run refers to; what cannot be removed now stays behind, and does no harm."""
+        with suppress(DatabaseUnavailable, StoreError), self._database.session() as session:
+            states.drop(session, self._store, hashes)
+
+    @property
+    def _mine(self) -> tuple[ColumnElement[bool], ...]:
+        """Holds for the run as long as this attempt is the newest."""
+        return (Run.id == self._id, Run.attempt == self._attempt, Run.status == "running")
+
     def _fenced(self, **values: Any) -> Any:
-        mine = (Run.id == self._id, Run.attempt == self._attempt, Run.status == "running")
-        return update(Run).where(*mine).values(heartbeat_at=func.now(), **values)
+        return update(Run).where(*self._mine).values(heartbeat_at=func.now(), **values)
 
     def _write_rows(self, session: Session) -> None:
         for table in (RunItem, RunMetric, Artifact):

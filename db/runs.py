@@ -219,7 +219,7 @@ def request_cancel(session: Session, viewer: Viewer, run_id: UUID) -> Run:
 
 
 def retry_run(session: Session, viewer: Viewer, run_id: UUID) -> Run:
-    """Queues a failed or cancelled run once more; `db.queue.enqueue` gives it to a worker.
+    """Queues a failed or cancelled run once more, to go on where it was; `db.queue.enqueue` gives it to a worker.
 
     Raises:
         Conflict: it is not over, or it went well.
@@ -248,8 +248,8 @@ def set_note(session: Session, viewer: Viewer, run_id: UUID, note: str) -> Run:
     return run
 
 
-def delete_run(session: Session, viewer: Viewer, run_id: UUID) -> None:
-    """Deletes a run with everything of it.
+def delete_run(session: Session, viewer: Viewer, run_id: UUID) -> str | None:
+    """Deletes a run with everything of it; returns the hash of its state, which `db.states.drop` removes from the store.
 
     Raises:
         Conflict: it still runs, or it was submitted and is evidence now.
@@ -260,6 +260,7 @@ def delete_run(session: Session, viewer: Viewer, run_id: UUID) -> None:
     if session.scalar(select(exists().where(Submission.run_id == run_id))):
         raise Conflict(f"run {run_id} was submitted and is part of the evidence.", next_step="Withdraw the submission instead.")
     session.execute(delete(Run).where(Run.id == run_id))
+    return run.state_sha256
 
 
 def claim_run(session: Session, run_id: UUID, *, job_id: int | None = None) -> int | None:

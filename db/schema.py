@@ -220,6 +220,7 @@ class Run(Table):
     result: Mapped[Json | None]
     error: Mapped[str | None]
     traceback: Mapped[str | None]
+    state_sha256: Mapped[str | None] = mapped_column(String(64), index=True)  # what was measured when it stopped, in the store
     tags: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
     note: Mapped[str] = mapped_column(server_default="")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -18,8 +18,9 @@ from engine.errors import Conflict, NotAllowed, NotFound, SubmissionRefused
 from engine.evidence.submission import SubmissionPayload, payload_for, read_telemetry, summarise, telemetry_bytes
 from engine.evidence.validation import Expected, ModelShape, answer, check, in_order
 from engine.provenance import Provenance
-from engine.result import Result
-from engine.spec import AnySpec
+from engine.result import AblationResult
+from engine.spec import TaskSpec
+from engine.spec.any import CUSTOM
 from engine.spec.base import Rows
 
 MAX_KEY_LENGTH = 200
@@ -188,7 +189,7 @@ def _check(session: Session, payload: SubmissionPayload, *, task: Task, lease: L
         )
 
 
-def _unit_spec(task: Task, unit: WorkUnit) -> AnySpec:
+def _unit_spec(task: Task, unit: WorkUnit) -> TaskSpec:
     return task_spec(task).with_rows(Rows(start=unit.row_start, stop=unit.row_stop))
 
 
@@ -229,6 +230,11 @@ def _new_run(payload: SubmissionPayload, *, task: Task, lease: Lease, unit: Work
 
 
 def _payload_of(session: Session, run: Run) -> SubmissionPayload:
+    if run.kind == CUSTOM:
+        raise Conflict(
+            "this run is of somebody's own code, which is local: it answers no task and cannot be sent.",
+            next_step="Send a run of the task's spec.",
+        )
     task = session.get(Task, run.task_id) if run.task_id else None
     if task is None or run.lease_id is None:
         raise Conflict("this run answers no shard of a task.", next_step="Start it from the task's page.")
@@ -236,7 +242,7 @@ def _payload_of(session: Session, run: Run) -> SubmissionPayload:
         raise Conflict(f"the run is {run.status}; only a finished run can be submitted.", next_step="Wait for it, or run it again.")
     telemetry = session.get(RunPayload, (run.id, "telemetry"))
     return payload_for(
-        Result.model_validate(run.result),
+        AblationResult.model_validate(run.result),
         Provenance.model_validate(run.provenance),
         task_id=task.id,
         lease_id=run.lease_id,
@@ -245,7 +251,7 @@ def _payload_of(session: Session, run: Run) -> SubmissionPayload:
     )
 
 
-def _keep_payloads(session: Session, run_id: UUID, result: Result, telemetry: bytes | None) -> None:
+def _keep_payloads(session: Session, run_id: UUID, result: AblationResult, telemetry: bytes | None) -> None:
     session.merge(RunPayload(run_id=run_id, name="summary", body=summarise(result)))
     if telemetry is not None:
         session.add(RunPayload(run_id=run_id, name="telemetry", data=telemetry))

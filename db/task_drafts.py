@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from db.schema import Task, WorkUnit
 from engine.errors import SpecError
 from engine.evidence.validation import TOLERANCES
-from engine.spec import AnySpec, parse_spec, parse_text, spec_to_yaml
+from engine.spec import TaskSpec, parse_spec, parse_text, spec_to_yaml
 from engine.spec.any import explain
 from engine.spec.base import Frozen, Rows
 from engine.spec.sharing import check_shareable
@@ -61,7 +61,7 @@ def draft_from(values: dict[str, Any]) -> TaskDraft:
         raise SpecError(explain(wrong)) from wrong
 
 
-def draft_spec(draft: TaskDraft) -> AnySpec:
+def draft_spec(draft: TaskDraft) -> TaskSpec:
     """The spec of a draft.
 
     Raises:
@@ -72,13 +72,13 @@ def draft_spec(draft: TaskDraft) -> AnySpec:
         raise SpecError(
             f"'dataset_name' is '{draft.dataset_name}', but the spec asks for '{spec.dataset.name}'.", next_step="Leave it out."
         )
-    check_shareable(spec)
+    spec = check_shareable(spec)
     if spec.limits.records is not None:
         raise SpecError("'limits.records' has no meaning in a task.", next_step="Set the dataset's 'rows' instead.")
     return spec
 
 
-def task_row(draft: TaskDraft, spec: AnySpec) -> Task:
+def task_row(draft: TaskDraft, spec: TaskSpec) -> Task:
     """The task that a draft describes, not stored yet, with its hashes and the size of its shards.
 
     Raises:
@@ -115,7 +115,7 @@ def task_row(draft: TaskDraft, spec: AnySpec) -> Task:
     )
 
 
-def _check_rows(spec: AnySpec, dataset: Dataset) -> None:
+def _check_rows(spec: TaskSpec, dataset: Dataset) -> None:
     """The metric must be defined on every row, or somebody's shard could not be answered."""
     needed = {"loss": (), "target_loss": ("target",), "logit_diff": ("target", "distractor"), "accuracy": ("target", "distractor")}
     for row in dataset.rows:
@@ -142,7 +142,7 @@ def _cut(draft: TaskDraft, rows: int) -> tuple[int, int, int]:
     return n_shards, shard_size, replicas
 
 
-def work_units(task: Task, spec: AnySpec) -> list[WorkUnit]:
+def work_units(task: Task, spec: TaskSpec) -> list[WorkUnit]:
     """The shards of a stored task: equal, disjoint, in a random order of their own."""
     start = spec.dataset.rows.start if spec.dataset.rows else 0
     units: list[WorkUnit] = []

@@ -15,7 +15,8 @@ from db.task_drafts import TaskDraft, draft_from, draft_spec, task_row, work_uni
 from db.viewer import Viewer
 from engine.errors import Conflict, NotAllowed, NotFound, SpecError
 from engine.settings import Settings
-from engine.spec import AnySpec, parse_spec
+from engine.spec import TaskSpec, parse_spec
+from engine.spec.sharing import as_task_spec
 
 __all__ = [
     "DEMO_TAG",
@@ -180,9 +181,9 @@ def set_status(session: Session, viewer: Viewer, task_id: UUID, status: str) -> 
     return get_task(session, viewer, task_id)
 
 
-def task_spec(task: Task) -> AnySpec:
+def task_spec(task: Task) -> TaskSpec:
     """The spec of a stored task."""
-    return parse_spec(task.spec)
+    return as_task_spec(parse_spec(task.spec))
 
 
 def delete_demo(session: Session, *, people: bool = True) -> dict[str, int]:

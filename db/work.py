@@ -1,7 +1,8 @@
 """Workers: who does the long work, and what happens when they die. The one module of `db` that runs the engine.
 
 A worker that is killed gives no sign of life any more; after `stalled_s` any other one (or the same after its restart) takes the run over
-with a higher attempt number, and whatever the old one still writes is refused. Nothing of a run counts before its last step.
+with a higher attempt number, goes on from what was kept last, and whatever the old one still writes is refused. Nothing of a run
+counts before its last step.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from procrastinate.jobs import Job
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from db import states
 from db.connection import CONNECT_ARGUMENTS, Database
 from db.queue import INTERACTIVE, RUN_SPEC, RUNS, enqueue, forget_ended, rescue_stalled
 from db.recorder import DatabaseRecorder
@@ -306,3 +308,6 @@ async def _upkeep(work: Work) -> None:
 def _forget(work: Work) -> None:
     with work.database.session() as session:
         forget_ended(session)
+        given_up = states.forget_old(session)
+    with work.database.session() as session:
+        states.drop(session, work.store, given_up)

@@ -4,6 +4,7 @@ DIR/run.json            status, spec, provenance, result; replaced in one step, 
 DIR/items.jsonl         per-prompt rows
 DIR/metrics.jsonl       points of curves
 DIR/artifacts/<name>    files, with their hashes in run.json
+DIR/state.bin           what an unfinished run has measured; the next run of the same spec in this folder goes on from it
 """
 
 import hashlib
@@ -19,15 +20,16 @@ from uuid import UUID
 import uuid_utils.compat
 from pydantic import ValidationError
 
+from engine.custom import Answer, Asked, parse_answer, parse_asked
 from engine.errors import Conflict, DatasetError, ModelError, NotFound, RunCancelled, SpecError, StoreError
 from engine.provenance import Provenance
 from engine.recorder import JsonValue
-from engine.result import ArtifactRef, Result
-from engine.spec import AnySpec, parse_spec
+from engine.result import ArtifactRef
 from engine.spec.any import explain
 from engine.store import write_atomically
 
 FORMAT = 1
+STATE = "state.bin"
 
 
 class FolderRecorder:
@@ -62,8 +64,26 @@ class FolderRecorder:
         """UUIDv7 of the run."""
         return self._id
 
-    def begin(self, spec: AnySpec, provenance: Provenance) -> None:
-        """Makes the folder, with a run.json that says `running`."""
+    def expect(self, spec: Asked) -> None:
+        """Checks that the folder is free for a spec; `begin` does it too, but only when a model is loaded.
+
+        Raises:
+            Conflict: it holds an unfinished run of another spec.
+        """
+        held = _unfinished(self.folder)
+        if held is not None and held != spec.sha256:
+            raise Conflict(
+                f"{self.folder} holds an unfinished run of spec {held[:12]}, not of this one ({spec.sha256[:12]}).",
+                next_step="Choose another folder, or remove it.",
+            )
+
+    def begin(self, spec: Asked, provenance: Provenance) -> None:
+        """Makes the folder, with a run.json that says `running`.
+
+        Raises:
+            Conflict: the folder holds an unfinished run of another spec.
+        """
+        self.expect(spec)
         self._head = {"format": FORMAT, "id": str(self._id), "name": self._name, "spec": spec.model_dump(mode="json")}
         self._write("run.json", self._run_json("running", provenance))
 
@@ -86,21 +106,36 @@ class FolderRecorder:
         self._artifacts.append(ref)
         return ref
 
+    def save(self, state: bytes) -> None:
+        """Writes `state.bin`, in one step."""
+        self._write(STATE, state)
+
+    def saved(self) -> bytes | None:
+        """The bytes of `state.bin`, if there is one."""
+        try:
+            return (self.folder / STATE).read_bytes()
+        except OSError:
+            return None
+
     def cancelled(self) -> bool:
         """Whether the stop event was set."""
         return self._stop.is_set()
 
-    def finish(self, result: Result, provenance: Provenance) -> None:
+    def finish(self, result: Answer, provenance: Provenance) -> None:
         """Writes the rows, then the run.json that says `ok`."""
         self._write("items.jsonl", _jsonl(self._items))
         self._write("metrics.jsonl", _jsonl(self._metrics))
         self._write("run.json", self._run_json("ok", provenance, result=result.model_dump(mode="json")))
+        self._remove_left_over()
 
     def fail(self, error: BaseException, traceback: str) -> None:
-        """Writes a run.json that says `failed` or `cancelled`. Bad input, and a run that never began, leave nothing behind."""
+        """Writes a run.json that says `failed` or `cancelled`. Bad input, and a run that never began, leave nothing behind.
+
+        What was measured is left in any case.
+        """
         if not self._head:
             return
-        if isinstance(error, SpecError | DatasetError | ModelError):
+        if isinstance(error, SpecError | DatasetError | ModelError) and self.saved() is None:
             shutil.rmtree(self.folder)  # it was new, empty, or held a run that did not finish
             return
         status = "cancelled" if isinstance(error, RunCancelled) else "failed"
@@ -111,6 +146,11 @@ class FolderRecorder:
             self._head["provenance"] = provenance.model_dump(mode="json")
         artifacts = [ref.model_dump(mode="json") for ref in self._artifacts]
         return json.dumps({**self._head, "status": status, "artifacts": artifacts, **more}, indent=1, allow_nan=False).encode()
+
+    def _remove_left_over(self) -> None:
+        """What is of no use behind the end: the state, and what a killed run was writing."""
+        for file in (self.folder / STATE, *self.folder.glob(f".{STATE}.*"), *self.folder.glob(".run.json.*")):
+            file.unlink(missing_ok=True)
 
     def _write(self, name: str, data: bytes) -> None:
         try:
@@ -123,14 +163,14 @@ class FolderRecorder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderRun:
-    """What a run's folder holds."""
+    """What a run's folder holds. A run of somebody's own code has a `CustomCall` in the place of its spec."""
 
     id: UUID
     name: str
     status: str
-    spec: AnySpec
+    spec: Asked
     provenance: Provenance | None
-    result: Result | None
+    result: Answer | None
     error: str | None = None
     traceback: str | None = None
     items: tuple[tuple[str, dict[str, JsonValue]], ...] = ()
@@ -168,9 +208,9 @@ def _folder_run(folder: Path, head: dict[str, Any]) -> FolderRun:
         id=UUID(head["id"]),
         name=head["name"],
         status=head["status"],
-        spec=parse_spec(head["spec"]),
+        spec=parse_asked(head["spec"]),
         provenance=Provenance.model_validate(head["provenance"]) if head.get("provenance") else None,
-        result=Result.model_validate(head["result"]) if head.get("result") else None,
+        result=parse_answer(head["result"]) if head.get("result") else None,
         error=head.get("error"),
         traceback=head.get("traceback"),
         items=tuple((row["key"], row["values"]) for row in _rows(folder / "items.jsonl")),
@@ -198,14 +238,30 @@ def _refuse_used(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise Conflict(f"{folder} is a file; expected a folder.", next_step="Choose another one.")
-    head = folder / "run.json"
-    if not head.is_file():
-        if any(folder.iterdir()):
+    if not (folder / "run.json").is_file():
+        if any(not file.name.startswith(".run.json.") for file in folder.iterdir()):  # one is left when a run is killed as it begins
             raise Conflict(f"{folder} holds something else than a run.", next_step="Choose an empty or new folder.")
         return
-    status = json.loads(head.read_bytes()).get("status")
-    if status == "ok":
+    if _head(folder).get("status") == "ok":
         raise Conflict(f"{folder} holds a finished run.", next_step="Choose another folder.")
+
+
+def _unfinished(folder: Path) -> str | None:
+    """Hash of the spec of the unfinished run in a folder; None if there is none."""
+    if not (folder / "run.json").is_file():
+        return None
+    provenance = _head(folder).get("provenance")
+    return str(provenance.get("spec_sha256")) if isinstance(provenance, dict) else "unknown"
+
+
+def _head(folder: Path) -> dict[str, Any]:
+    try:
+        head = json.loads((folder / "run.json").read_bytes())
+    except (OSError, ValueError):
+        head = None
+    if not isinstance(head, dict):
+        raise Conflict(f"{folder / 'run.json'} is not that of a run.", next_step="Choose another folder.")
+    return head
 
 
 def _jsonl(rows: list[dict[str, Any]]) -> bytes:

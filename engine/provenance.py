@@ -37,6 +37,9 @@ class Provenance(Frozen):
     spec_sha256: Sha256
     question_sha256: Sha256
     model_fingerprint: Annotated[Sha256, Field(description="SHA-256 over names, shapes, types and bytes of all weights, and the config.")]
+    model_commit: Annotated[
+        str | None, Field(pattern=r"^[0-9a-f]{40}$", description="Commit on the Hugging Face hub; none for shipped models and folders.")
+    ] = None
     dataset_sha256: Annotated[Sha256, Field(description="Content hash of the whole dataset that the rows were taken from.")]
     reference_sha256: Annotated[Sha256 | None, Field(description="Content hash of the reference slice's rows.")] = None
     engine_version: str

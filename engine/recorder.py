@@ -5,7 +5,7 @@ from typing import Protocol
 from uuid import UUID
 
 from engine.provenance import Provenance
-from engine.result import ArtifactRef, Result
+from engine.result import AnyResult, ArtifactRef
 from engine.spec import AnySpec
 
 JsonValue = str | int | float | bool | None
@@ -43,11 +43,23 @@ class Recorder(Protocol):
         """
         ...
 
+    def save(self, state: bytes) -> None:
+        """Keeps what is needed to go on from here, in the place of what was kept before; dropped when the run is ok.
+
+        Raises:
+            StoreError: it could not be written; the run may go on.
+        """
+        ...
+
+    def saved(self) -> bytes | None:
+        """What was kept last, by this attempt or an earlier one at the same spec; None if there is nothing."""
+        ...
+
     def cancelled(self) -> bool:
         """Whether somebody asked the run to stop. The experiment asks at least once a second's worth of work."""
         ...
 
-    def finish(self, result: Result, provenance: Provenance) -> None:
+    def finish(self, result: AnyResult, provenance: Provenance) -> None:
         """The run is ok. Only now do its numbers count."""
         ...
 

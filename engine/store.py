@@ -53,6 +53,19 @@ class Store:
             raise StoreError(f"artefact {sha256[:12]} in {self._root} is damaged.", next_step="Restore it from a backup or run again.")
         return data
 
+    def remove(self, sha256: str) -> None:
+        """Removes the bytes of that hash, if there are any; the caller knows that nobody refers to them.
+
+        Raises:
+            StoreError: they could not be removed.
+        """
+        try:
+            self._files.rm_file(self._path(sha256))
+        except FileNotFoundError:
+            return
+        except OSError as failed:
+            raise _explained(failed, self._root) from failed
+
     def exists(self, sha256: str) -> bool:
         """Whether the store has bytes of that hash."""
         return bool(self._files.exists(self._path(sha256)))

@@ -4,10 +4,11 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from engine.errors import Conflict
 from engine.presets import apply_preset, presets
-from engine.settings import read_settings
+from engine.settings import Device, read_settings
 from engine.spec.any import NamedSpec
 from engine.spec.reading import read_spec
 from scripts.execution import execute, file_name
@@ -40,13 +41,17 @@ def read_named(spec: str, preset: str | None) -> NamedSpec:
 def add_machine_arguments(parser: argparse._ActionsContainer) -> None:
     """The flags of every command that computes."""
     parser.add_argument("--preset", metavar="NAME", help=f"cap the work for this machine: {', '.join(presets())}")
-    parser.add_argument("--device", choices=["cuda", "mps", "cpu"], help="where to compute (default: the best there is)")
+    parser.add_argument("--device", choices=get_args(Device), help="where to compute (default: the setting 'device')")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="philab run", description="Run a spec here and keep the result in a folder; needs no database.")
     parser.add_argument("spec", help="a spec file (YAML or JSON), or the name of a shipped one (see: philab specs)")
-    parser.add_argument("--out", metavar="DIR", help="folder for the run; new or empty (default: results/runs/NAME-HASH)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for the run; new or empty, or an unfinished run of this spec to go on with (default: results/runs/NAME-HASH)",
+    )
     add_machine_arguments(parser)
     return parser
 

@@ -1,3 +1,4 @@
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import event, text
 
-from db import runs
+from db import runs, states
 from db.connection import Database, open_database
 from db.embedded import stop_server
 from db.recorder import DatabaseRecorder
@@ -191,6 +192,92 @@ def test_a_restart_of_the_database_is_waited_for(short_folder: Callable[[str], P
         assert row(database, run_id).status == "ok"
     finally:
         database.close()
+
+
+def stored(store: Store, tmp_path: Path) -> list[bytes]:
+    return sorted(file.read_bytes() for file in (tmp_path / "data" / "store").rglob("*") if file.is_file())
+
+
+def test_a_state_is_there_for_the_next_attempt_and_gone_at_the_end(
+    own_database: Database, store: Store, begun: DatabaseRecorder, run_id: UUID, tmp_path: Path
+):
+    assert begun.saved() is None
+    begun.save(b"one")
+    begun.save(b"two")
+    assert stored(store, tmp_path) == [b"two"]
+    newer = attempt(own_database, store, run_id)
+    assert newer.saved() == b"two"
+    newer.save(b"two")
+    assert newer.saved() == b"two"
+    finish(newer)
+    assert row(own_database, run_id).state_sha256 is None
+    assert stored(store, tmp_path) == [b"bytes"]
+
+
+def test_an_older_attempt_keeps_and_sees_no_state(
+    own_database: Database, store: Store, begun: DatabaseRecorder, run_id: UUID, tmp_path: Path
+):
+    newer = attempt(own_database, store, run_id)
+    newer.save(b"new")
+    begun.save(b"old")
+    assert begun.saved() is None
+    assert newer.saved() == b"new"
+    assert stored(store, tmp_path) == [b"new"]
+
+
+def test_a_cancelled_run_keeps_its_state_for_a_retry(own_database: Database, store: Store, begun: DatabaseRecorder, run_id: UUID):
+    begun.save(b"state")
+    begun.fail(RunCancelled("stopped"), "trace")
+    with own_database.session() as session:
+        runs.retry_run(session, Viewer(role="admin"), run_id)
+    assert attempt(own_database, store, run_id).saved() == b"state"
+
+
+def test_two_runs_with_the_same_state_do_not_take_it_from_each_other(
+    own_database: Database, store: Store, begun: DatabaseRecorder, run_id: UUID
+):
+    with own_database.session() as session:
+        twin = runs.create_run(session, Viewer(is_owner=True), community.SPEC).id
+    other = attempt(own_database, store, twin)
+    begun.save(b"same")
+    other.save(b"same")
+    finish(begun)
+    assert other.saved() == b"same"
+    other.artifact("same.bin", b"an artefact", "application/octet-stream")
+    other.save(b"bytes")  # the same bytes as the artefact of the run that is done
+    finish(other)
+    assert store.exists(hashlib.sha256(b"bytes").hexdigest())
+    assert not store.exists(hashlib.sha256(b"same").hexdigest())
+
+
+def test_a_state_that_the_store_has_lost_is_no_state(own_database: Database, store: Store, begun: DatabaseRecorder):
+    begun.save(b"state")
+    store.remove(hashlib.sha256(b"state").hexdigest())
+    assert begun.saved() is None
+
+
+def test_states_of_runs_that_were_given_up_are_forgotten(
+    own_database: Database, store: Store, begun: DatabaseRecorder, run_id: UUID, tmp_path: Path
+):
+    begun.save(b"state")
+    begun.fail(RunCancelled("stopped"), "trace")
+    for days, left in ((1, [b"state"]), (40, [])):
+        with own_database.session() as session:
+            session.execute(text("update runs set finished_at = now() - make_interval(days => :days)"), {"days": days})
+            states.drop(session, store, states.forget_old(session))
+        assert stored(store, tmp_path) == left
+    assert row(own_database, run_id).state_sha256 is None
+
+
+def test_deleting_a_run_names_the_state_that_nobody_needs(
+    own_database: Database, store: Store, begun: DatabaseRecorder, run_id: UUID, tmp_path: Path
+):
+    begun.save(b"state")
+    begun.fail(RunCancelled("stopped"), "trace")
+    with own_database.session() as session:
+        left_over = runs.delete_run(session, Viewer(role="admin"), run_id)
+        states.drop(session, store, [left_over])
+    assert stored(store, tmp_path) == []
 
 
 def test_a_full_store_is_told_as_such(own_database: Database, run_id: UUID, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def planted(**more: Any) -> AnySpec:
 QUICK = planted(limits={"records": 4})
 REFERENCE = {"name": "planted_induction", "rows": {"start": 64, "stop": 128}}
 SLOW = planted(mode="resample", reference=REFERENCE, seeds=list(range(32)))
+LONG = planted(mode="resample", reference=REFERENCE, seeds=list(range(8)))
 BROKEN = planted(dataset={"path": "/nowhere/at/all.jsonl"})
 
 
@@ -105,10 +107,12 @@ def worker(database: Database, settings: Settings, *, stalled_s: float = 30.0) -
 class Process:
     """`philab worker` as a process of its own."""
 
-    def __init__(self, settings: Settings, *, stalled_s: float = 2.0) -> None:
+    def __init__(self, settings: Settings, *, stalled_s: float = 2.0, keep_every_s: float | None = None) -> None:
         assert settings.database_url is not None
         places = {"PHILAB_DATA": str(settings.data_dir), "PHILAB_CONFIG": str(settings.config_dir), "DATABASE_URL": settings.database_url}
-        command = [sys.executable, "-m", "scripts.worker", "--stalled-s", str(stalled_s)]
+        code = f"import engine.experiments.measuring as m; m.KEEP_EVERY_S = {keep_every_s}; from scripts.worker import main; main()"
+        start = ["-m", "scripts.worker"] if keep_every_s is None else ["-c", code]
+        command = [sys.executable, *start, "--stalled-s", str(stalled_s)]
         environment = {**os.environ, **places, "OMP_NUM_THREADS": "1"}
         self.popen = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -141,6 +145,11 @@ def rows_of(database: Database, run_id: UUID) -> tuple[int, int]:
     return found[0], found[1]
 
 
+def kept_files(settings: Settings) -> set[str]:
+    """Hashes of all that is in the store."""
+    return {file.name for file in (settings.data_dir / "store").rglob("*") if file.is_file()}
+
+
 def test_a_run_is_done_and_kept(own_database: Database, own_settings: Settings, store: Store):
     run_id = queue(own_database, QUICK, name="quick")
     assert look(own_database, run_id).status == "queued"
@@ -170,19 +179,25 @@ def test_killed_at_any_moment_every_run_ends_once(own_database: Database, proces
         assert whole or (run.error == LOST and rows_of(own_database, run_id) == (0, 0)), f"{run.status}: {run.error}"
 
 
-def test_a_killed_worker_loses_nothing_and_leaves_nothing_half_written(own_database: Database, process: Callable[..., Process]):
+def test_a_killed_worker_loses_little_and_leaves_nothing_half_written(
+    own_database: Database, own_settings: Settings, process: Callable[..., Process], store: Store
+):
     run_id = queue(own_database, SLOW)
-    first = process()
+    first = process(keep_every_s=0.1)
     wait_until(own_database, run_id, "running", progress=0.2)
     first.signal(signal.SIGKILL)
     first.ended()
     run = look(own_database, run_id)
     assert (run.status, run.result, rows_of(own_database, run_id)) == ("running", None, (0, 0))
+    assert run.state_sha256 is not None
+    assert store.exists(run.state_sha256)
     process()
     run = wait_until(own_database, run_id, "ok")
     assert run.result is not None
     assert run.attempt == 2
     assert rows_of(own_database, run_id) == (ROWS, len(run.result["artifacts"]))
+    assert "The run was stopped and went on later" in run.result["notes"][-1]
+    assert kept_files(own_settings) == {artifact["sha256"] for artifact in run.result["artifacts"]}
 
 
 def test_a_frozen_worker_that_wakes_up_changes_nothing(own_database: Database, process: Callable[..., Process]):
@@ -210,7 +225,26 @@ def test_a_stopped_worker_puts_its_run_back(own_database: Database, own_settings
     assert (run.status, run.progress, run.result) == ("queued", 0.0, None)
     assert run.job_id != before.job_id
     with worker(own_database, own_settings):
-        assert wait_until(own_database, run_id, "ok").attempt == 2
+        run = wait_until(own_database, run_id, "ok")
+    assert run.attempt == 2
+    went_on = re.fullmatch(r"The run was stopped and went on later; (\d+)% had been measured before\.", run.result["notes"][-1])
+    assert went_on is not None
+    assert int(went_on[1]) >= 9
+
+
+def test_a_cancelled_run_goes_on_when_it_is_tried_again(own_database: Database, own_settings: Settings):
+    run_id, whole = queue(own_database, LONG), queue(own_database, LONG)
+    with worker(own_database, own_settings):
+        wait_until(own_database, run_id, "running", progress=0.2)
+        with own_database.session() as session:
+            runs.request_cancel(session, OWNER, run_id)
+        wait_until(own_database, run_id, "cancelled")
+        with own_database.session() as session:
+            enqueue(session, runs.retry_run(session, OWNER, run_id))
+        again, expected = wait_until(own_database, run_id, "ok"), wait_until(own_database, whole, "ok")
+    assert "went on later" in again.result["notes"][-1]
+    assert again.result["effects"]["estimate"] == pytest.approx(expected.result["effects"]["estimate"], abs=1e-6)
+    assert kept_files(own_settings) == {artifact["sha256"] for run in (again, expected) for artifact in run.result["artifacts"]}
 
 
 def test_cancel_stops_a_run_and_the_worker_goes_on(own_database: Database, own_settings: Settings):

@@ -7,11 +7,11 @@ from threading import Event
 
 import pytest
 
-from engine.errors import Conflict, NotFound, RunCancelled, SpecError, StoreError
+from engine.errors import Conflict, ModelError, NotFound, RunCancelled, SpecError, StoreError
 from engine.folder import FolderRecorder, read_folder
 from engine.hooks.sites import Site
 from engine.provenance import Hardware, Provenance
-from engine.result import Coverage, Effects, Estimate, Result
+from engine.result import AblationResult, Coverage, Effects, Estimate
 from engine.spec import AblationSpec, DatasetRef, ModelRef
 
 SPEC = AblationSpec(model=ModelRef(id="m"), dataset=DatasetRef(name="d"))
@@ -25,8 +25,7 @@ PROVENANCE = Provenance(
     hardware=Hardware(device="cpu", name="x", cores=1, memory_gb=1, system="Linux x86_64"),
     started_at=datetime.now(UTC),
 )
-RESULT = Result(
-    kind="ablation",
+RESULT = AblationResult(
     clean=Estimate(mean=1, se=0.1, low=0.8, high=1.2, n=4),
     effects=Effects(
         metric="loss", unit="nats", sites=(Site(layer=0, name="z", head=0),), estimate=(0.5,), se=(0.1,), low=(0.3,), high=(0.7,), n=4
@@ -89,6 +88,61 @@ def test_a_finished_or_foreign_folder_is_not_overwritten_but_a_broken_run_is(tmp
         FolderRecorder(tmp_path / "other")
     with pytest.raises(Conflict, match="is a file"):
         FolderRecorder(tmp_path / "other" / "thesis.txt")
+
+
+OTHER = SPEC.model_copy(update={"metric": "accuracy"})
+
+
+def test_what_was_measured_is_there_for_the_next_attempt_and_gone_at_the_end(tmp_path: Path) -> None:
+    first = recorded(tmp_path / "r")
+    assert first.saved() is None
+    first.save(b"one")
+    first.save(b"two")
+    first.fail(RunCancelled("stop"), "trace")
+    second = recorded(tmp_path / "r")
+    assert second.saved() == b"two"
+    second.finish(RESULT, PROVENANCE)
+    assert second.saved() is None
+    assert {file.name for file in (tmp_path / "r").iterdir()} == {"run.json", "items.jsonl", "metrics.jsonl", "artifacts"}
+
+
+def test_an_unfinished_run_of_another_spec_is_not_gone_on_with(tmp_path: Path) -> None:
+    recorded(tmp_path / "r").save(b"state")
+    before = (tmp_path / "r" / "run.json").read_bytes()
+    other = FolderRecorder(tmp_path / "r")
+    for begin in (lambda: other.expect(OTHER), lambda: other.begin(OTHER, PROVENANCE)):
+        with pytest.raises(
+            Conflict, match=f"an unfinished run of spec {SPEC.sha256[:12]}, not of this one .{OTHER.sha256[:12]}"
+        ) as refused:
+            begin()
+        other.fail(refused.value, "trace")
+    assert (tmp_path / "r" / "run.json").read_bytes() == before
+    FolderRecorder(tmp_path / "r").expect(SPEC)
+
+
+def test_bad_input_leaves_what_was_measured_before(tmp_path: Path) -> None:
+    recorder = recorded(tmp_path / "r")
+    recorder.save(b"state")
+    recorder.fail(ModelError("memory ran out"), "trace")
+    assert read_folder(tmp_path / "r").status == "failed"
+    assert FolderRecorder(tmp_path / "r").saved() == b"state"
+
+
+def test_what_a_kill_leaves_in_the_middle_of_writing_does_no_harm(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    (folder / ".run.json.1234abcd").write_bytes(b"{")
+    recorder = recorded(folder)
+    (folder / ".state.bin.1234abcd").write_bytes(b"half")
+    recorder.finish(RESULT, PROVENANCE)
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_run_json_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(Conflict, match="is not that of a run"):
+        FolderRecorder(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

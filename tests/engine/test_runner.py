@@ -6,6 +6,7 @@ import pytest
 
 from engine.errors import DatasetError, SpecError
 from engine.folder import FolderRecorder, read_folder
+from engine.models import loading, placement
 from engine.runner import run
 from engine.settings import Settings, read_settings
 from engine.spec import AblationSpec, Rows, read_spec
@@ -54,3 +55,14 @@ def test_a_wrong_question_leaves_no_folder(lab: Settings, tmp_path: Path) -> Non
     with pytest.raises(DatasetError):
         run(shipped("planted_heads", Rows(start=0, stop=10_000)), FolderRecorder(tmp_path / "s"), settings=lab)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_how_the_model_was_loaded_is_told_in_the_result(lab: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine has a second device here, of which nothing is free."""
+    free = loading.free_bytes
+    monkeypatch.setattr(placement, "device_types", lambda: ["cuda", "cpu"])
+    monkeypatch.setattr(loading, "free_bytes", lambda device: 0 if device.type == "cuda" else free(device))
+    spec = shipped("planted_heads", Rows(start=0, stop=2), layers=(1,))
+    result = run(spec, FolderRecorder(tmp_path / "r"), settings=lab)
+    assert result.notes[0].startswith("The model runs on the CPU: its weights take 0.0 GiB, but 0.0 GiB are free on cuda")
+    assert read_folder(tmp_path / "r").result == result

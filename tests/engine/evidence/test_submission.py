@@ -18,6 +18,7 @@ from engine.evidence.submission import (
     summarise,
     telemetry_bytes,
 )
+from engine.result import Check, SelfTestResult
 from tests.community import SPEC, payload, result
 
 
@@ -34,6 +35,14 @@ def test_the_summary_names_the_largest_effects_first() -> None:
     summary = summarise(result(SPEC, [0.1, -3.0, 0.2, 0.0, 2.0, 0.1]))
     assert [top["site"] for top in summary["top_sites"]][:3] == ["L0H1", "L1H1", "L0H2"]
     assert (summary["n_sites"], summary["metric"], summary["unit"], summary["n"]) == (6, "loss", "nats", 60)
+
+
+def test_a_selftest_has_a_summary_and_is_never_sent() -> None:
+    checks = (Check(name="a", about="b", passed=True), Check(name="c", about="d", passed=False))
+    made = SelfTestResult(checks=checks, coverage=result(SPEC).coverage)
+    assert summarise(made) == {"kind": "selftest", "n_checks": 2, "failed": ["c"]}
+    with pytest.raises(ValidationError):
+        SubmissionPayload.model_validate({**sent().model_dump(mode="json"), "result_full": made.model_dump(mode="json")})
 
 
 @pytest.mark.parametrize("field", ["is_admin", "result_fulll"])

@@ -17,10 +17,13 @@ from torch import Tensor
 from engine.errors import DatasetError, RunCancelled, SpecError
 from engine.experiments.ablation import run_ablation
 from engine.folder import FolderRecorder
+from engine.hooks.bind import bind
+from engine.hooks.edit import read_edits
 from engine.hooks.sites import Site
+from engine.hooks.wiring import edited
 from engine.models.loading import LoadedModel, load_model
 from engine.models.planted import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD
-from engine.result import Result
+from engine.result import AblationResult
 from engine.spec import AblationSpec, DatasetRef, Limits, ModelRef
 from engine.spec.base import Rows
 from engine.text.datasets import Dataset, Row, load_dataset
@@ -52,13 +55,18 @@ def spec_of(**values: Any) -> AblationSpec:
     return AblationSpec(**values)
 
 
-def run(loaded: LoadedModel, folder: Path, dataset: Dataset = PLAIN, **values: Any) -> Result:
+def run(loaded: LoadedModel, folder: Path, dataset: Dataset = PLAIN, *, at_once: int | None = None, **values: Any) -> AblationResult:
     return run_ablation(
-        spec_of(**values), FolderRecorder(folder), loaded, dataset, REFERENCE if "reference" in values or values.get("mode") else None
+        spec_of(**values),
+        FolderRecorder(folder),
+        loaded,
+        dataset,
+        REFERENCE if "reference" in values or values.get("mode") else None,
+        variants_per_forward=at_once,
     )
 
 
-def effects_of(result: Result) -> dict[tuple[int, int | None], float]:
+def effects_of(result: AblationResult) -> dict[tuple[int, int | None], float]:
     return {(site.layer, site.head): effect for site, effect in zip(result.effects.sites, result.effects.estimate, strict=True)}
 
 
@@ -171,14 +179,42 @@ def test_half_precision_gives_about_the_same(llama: LoadedModel, tmp_path: Path,
     assert rough != exact
 
 
-def test_a_repeated_run_is_equal_to_the_byte(phi: LoadedModel, tmp_path: Path) -> None:
-    first, second = (run(phi, tmp_path / name, mode="resample", seeds=(0, 1)) for name in ("first", "second"))
+def test_a_repeated_run_of_a_fixed_number_at_once_is_equal_to_the_byte(phi: LoadedModel, tmp_path: Path) -> None:
+    first, second = (run(phi, tmp_path / name, mode="resample", seeds=(0, 1), at_once=4) for name in ("first", "second"))
     assert first == second
+
+
+def test_a_repeated_run_is_equal_to_rounding(phi: LoadedModel, tmp_path: Path) -> None:
+    first, second = (run(phi, tmp_path / name, mode="resample", seeds=(0, 1)) for name in ("first", "second"))
+    assert second.effects.estimate == pytest.approx(first.effects.estimate, abs=1e-6)
+
+
+def test_the_edits_are_kept_as_data_and_are_what_was_done(llama: LoadedModel, tmp_path: Path) -> None:
+    result = run(llama, tmp_path, layers=(0, 2))
+    edits = read_edits(json.loads((tmp_path / "artifacts" / "edits.json").read_bytes()))
+    assert [edit.site for edit in edits] == list(result.effects.sites)
+    for at in (1, 6):
+        losses = []
+        for changes in ([], bind([edits[at]], llama)):
+            with edited(llama, changes):
+                losses.append(np.mean([ByHand(llama, 0, 0).loss(row.text or "", None) for row in PLAIN.rows]))
+        assert losses[1] - losses[0] == pytest.approx(result.effects.estimate[at], abs=1e-5)
+
+
+def test_edits_of_several_seeds_are_kept_with_their_seeds(llama: LoadedModel, tmp_path: Path) -> None:
+    run(llama, tmp_path, mode="resample", seeds=(3, 8), layers=(1,), heads=(0, 2))
+    edits = read_edits(json.loads((tmp_path / "artifacts" / "edits.json").read_bytes()))
+    assert [(edit.site.head, edit.op, edit.seed) for edit in edits] == [
+        (0, "resample", 3),
+        (0, "resample", 8),
+        (2, "resample", 3),
+        (2, "resample", 8),
+    ]
 
 
 def test_the_artefacts_hold_each_prompt_s_effects_and_the_means(llama: LoadedModel, tmp_path: Path) -> None:
     result = run(llama, tmp_path, mode="mean", layers=(0, 2))
-    assert [artifact.name for artifact in result.artifacts] == ["effects.safetensors", "reference.safetensors"]
+    assert [artifact.name for artifact in result.artifacts] == ["effects.safetensors", "edits.json", "reference.safetensors"]
     with safe_open(tmp_path / "artifacts" / "effects.safetensors", "np") as file:
         effects, about = file.get_tensor("effects"), json.loads(file.metadata()["about"])
         assert file.get_tensor("clean").mean() == pytest.approx(result.clean.mean)
@@ -200,10 +236,15 @@ class Listening(FolderRecorder):
         self.heard: list[tuple[float, str]] = []
         super().__init__(folder, on_progress=lambda fraction, message: self.heard.append((fraction, message)))
         self.rows: dict[str, dict[str, Any]] = {}
+        self.curves: dict[str, dict[int, float]] = {}
 
     def item(self, key: str, values: Any) -> None:
         self.rows[key] = dict(values)
         super().item(key, values)
+
+    def metric(self, name: str, value: float, step: int = 0) -> None:
+        self.curves.setdefault(name, {})[step] = value
+        super().metric(name, value, step)
 
 
 def test_the_recorder_hears_of_every_prompt_and_of_the_progress(llama: LoadedModel, tmp_path: Path) -> None:
@@ -213,6 +254,12 @@ def test_the_recorder_hears_of_every_prompt_and_of_the_progress(llama: LoadedMod
     assert fractions == sorted(fractions)
     assert fractions[-1] == pytest.approx(1)
     assert np.mean([row["clean"] for row in recorder.rows.values()]) == pytest.approx(result.clean.mean)
+    assert list(recorder.curves["clean"]) == [2, 3]
+    assert recorder.curves["clean"][3] == pytest.approx(result.clean.mean)
+    assert recorder.curves["largest effect"][3] == pytest.approx(max(result.effects.estimate, key=abs))
+    assert list(recorder.curves["variants per forward"]) == [0, 2]
+    assert min(recorder.curves["cost of a variant"].values()) == 1
+    assert "largest effect on the first 2 prompts: L" in recorder.heard[-1][1]
     assert [row["tokens"] for row in recorder.rows.values()] == [len(llama.tokenizer(row.text or "")["input_ids"]) for row in PLAIN.rows]
 
 
