@@ -192,7 +192,7 @@ def _contribute(url: str, homes: Sequence[ContributorHome], task_id: str) -> Non
 
 
 def _line(name: str, sent: Contribution) -> str:
-    rows, effects = sent.shard.spec.dataset.rows, sent.done.result.effects
+    rows, effects = sent.shard.spec.dataset.rows, sent.done.answer.effects
     assert rows is not None, "a shard names its rows"
     top = max(range(len(effects.sites)), key=lambda index: abs(effects.estimate[index]))
     return (

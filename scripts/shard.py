@@ -13,7 +13,7 @@ from engine.evidence.submission import payload_for
 from engine.folder import read_folder
 from engine.presets import cuts
 from engine.settings import read_settings
-from engine.spec.any import AnySpec, NamedSpec, parse_spec
+from engine.spec.any import AnySpec, NamedSpec, TaskSpec, parse_spec
 from engine.spec.sharing import check_shareable
 from engine.store import write_atomically
 from scripts.community import Answer, Community, in_path
@@ -38,7 +38,7 @@ class Shard:
     lease_id: UUID
     task_id: UUID
     task_name: str
-    spec: AnySpec
+    spec: TaskSpec
     task_spec_hash: str
     ttl_s: float
 
@@ -105,11 +105,11 @@ def lease_shard(community: Community, task_id: str | None) -> Shard | None:
     if answer is None:
         return None
     try:
-        shard = Shard(
+        return Shard(
             lease_id=UUID(answer["lease_id"]),
             task_id=UUID(answer["task_id"]),
             task_name=str(answer["name"]),
-            spec=parse_spec(answer["spec"]),
+            spec=check_shareable(parse_spec(answer["spec"])),  # whatever an instance says, no file of this machine is read for it
             task_spec_hash=str(answer["spec_hash"]),
             ttl_s=float(answer["ttl_s"]),
         )
@@ -117,8 +117,6 @@ def lease_shard(community: Community, task_id: str | None) -> Shard | None:
         raise CommunityUnreachable(
             f"the instance leased something that this version cannot read: {wrong!r}.", next_step="Update philab."
         ) from wrong
-    check_shareable(shard.spec)  # whatever an instance says, no file of this machine is read for it
-    return shard
 
 
 def announcement(community: Community, shard: Shard) -> str:
@@ -162,7 +160,7 @@ def send(community: Community, home: ContributorHome, shard: Shard, done: Execut
         LabError: as `scripts.spool.deliver`.
     """
     payload = payload_for(
-        done.result,
+        done.answer,
         done.provenance,
         task_id=shard.task_id,
         lease_id=shard.lease_id,
@@ -206,10 +204,9 @@ def _finished(folder: Path) -> bool:
 
 def _check_preset(shard: Shard, preset: str, device: str | None) -> None:
     """A shard counts only as a whole."""
-    from engine.device import pick_device
     from engine.models.loading import load_model
 
-    anatomy = load_model(shard.spec.model, device=pick_device(device), data_dir=read_settings().data_dir).anatomy
+    anatomy = load_model(shard.spec.model, device=device, data_dir=read_settings().data_dir).anatomy
     rows = shard.spec.dataset.rows
     left_out = cuts(preset, rows=len(rows) if rows else 0, layers=anatomy.n_layers, heads=anatomy.n_heads)
     if left_out:

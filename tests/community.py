@@ -16,7 +16,7 @@ from db.viewer import Viewer
 from engine.evidence.submission import SubmissionPayload, payload_for
 from engine.evidence.validation import expected_rows, expected_sites
 from engine.provenance import Hardware, Provenance
-from engine.result import Coverage, Effects, Estimate, Result
+from engine.result import AblationResult, Coverage, Effects, Estimate
 from engine.spec import AblationSpec
 
 LAYERS, HEADS = 2, 3
@@ -53,7 +53,7 @@ def made_effects(spec: AblationSpec, *, seed: int = 0) -> list[float]:
     return [float(value) for value in np.where(np.arange(size) == 1, 1.0, 0.0) + 0.01 * draw.normal(size=size)]
 
 
-def result(spec: AblationSpec, estimate: Sequence[float] | None = None, *, se: float = 0.01, layers: int = LAYERS) -> Result:
+def result(spec: AblationSpec, estimate: Sequence[float] | None = None, *, se: float = 0.01, layers: int = LAYERS) -> AblationResult:
     sites = expected_sites(spec, n_layers=layers, n_heads=HEADS)
     values = tuple(estimate if estimate is not None else made_effects(spec))
     rows = expected_rows(spec) or 10
@@ -68,7 +68,7 @@ def result(spec: AblationSpec, estimate: Sequence[float] | None = None, *, se: f
         n=rows,
     )
     coverage = Coverage(rows=rows, rows_available=rows, layers=layers, layers_available=layers, heads=HEADS, heads_available=HEADS)
-    return Result(kind="ablation", clean=Estimate(mean=2.0, se=0.1, low=1.8, high=2.2, n=rows), effects=effects, coverage=coverage)
+    return AblationResult(clean=Estimate(mean=2.0, se=0.1, low=1.8, high=2.2, n=rows), effects=effects, coverage=coverage)
 
 
 def payload(

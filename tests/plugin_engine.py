@@ -90,7 +90,7 @@ def tiny_model(family: str, **overrides: Any) -> "PreTrainedModel":
 
 def as_loaded(model: "PreTrainedModel", name: str = "tiny") -> "LoadedModel":
     """A model in memory as if it had been loaded."""
-    from engine.hooks.anatomy import find_anatomy
+    from engine.hooks.discovery import find_anatomy
     from engine.models.loading import LoadedModel
     from engine.spec import ModelRef
 
@@ -152,26 +152,36 @@ class Hub:
     Attributes:
         url: address of the hub.
         repos: id -> folder with its files.
-        gated: ids that want their terms accepted.
+        gated: ids that want their terms accepted; a token in `accepted` has done so.
+        accepted: tokens that open gated ones.
+        failing: names of files whose body is refused.
+        cut: file name -> bytes after which the connection breaks off, once.
         requests: method and path of what was asked.
+        ranges: what was asked for from the middle: file name -> first byte.
+        tokens: tokens that came along.
     """
 
     url: str = ""
     repos: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
+    accepted: set[str] = field(default_factory=set)
+    failing: set[str] = field(default_factory=set)
+    cut: dict[str, int] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    ranges: dict[str, int] = field(default_factory=dict)
+    tokens: set[str] = field(default_factory=set)
 
     def commit(self, repo: str) -> str:
         """The one commit of a repository."""
         return hashlib.sha1(repo.encode(), usedforsecurity=False).hexdigest()
 
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body for a path."""
+    def answer(self, path: str, token: str = "") -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body for a path, asked with a token."""
         parts = unquote(urlsplit(path).path).strip("/").split("/")
         repo = "/".join(parts[2:4] if parts[:2] == ["api", "models"] else parts[:2])
         if repo not in self.repos:
             return 404, {"X-Error-Code": "RepoNotFound"}, b""
-        if repo in self.gated:
+        if repo in self.gated and token not in self.accepted:
             return 403, {"X-Error-Code": "GatedRepo"}, b""
         if parts[:2] == ["api", "models"]:
             return self._about(repo, parts[4:])
@@ -210,13 +220,22 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def _reply(self, *, with_body: bool) -> None:
             hub.requests.append(f"{self.command} {self.path}")
-            status, headers, body = hub.answer(self.path)
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            hub.tokens |= {token} - {""}
+            status, headers, body = hub.answer(self.path, token)
+            file = self.path.rsplit("/", 1)[-1]
+            if with_body and file in hub.failing:
+                status, headers, body = 410, {}, b""
+            if status == 200 and self.headers.get("Range"):
+                start = hub.ranges[file] = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
+                status, body, headers = 206, body[start:], {**headers, "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
             if with_body:
-                self.wfile.write(body)
+                self.wfile.write(body[: hub.cut.get(file)])
+                self.close_connection = hub.cut.pop(file, None) is not None
 
         def log_message(self, format: str, *args: object) -> None:
             """Stays silent."""

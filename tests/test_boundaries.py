@@ -38,7 +38,17 @@ def loaded_after(code: str) -> set[str]:
     "module",
     [
         *("engine.spec", "engine.result", "engine.provenance", "engine.settings", "engine.presets", "engine.recorder", "engine.store"),
-        *("engine.folder", "engine.text.datasets", "engine.evidence.submission", "engine.evidence.validation", "engine.evidence.finding"),
+        *(
+            "engine.model_presets",
+            "engine.models.memory",
+            "engine.custom",
+            "engine.as_python",
+            "engine.folder",
+            "engine.text.datasets",
+            "engine.evidence.submission",
+            "engine.evidence.validation",
+            "engine.evidence.finding",
+        ),
     ],
 )
 def test_values_and_rules_load_no_torch(module: str):
@@ -51,7 +61,7 @@ def test_importing_costs_next_to_nothing(module: str):
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["--version"], ["specs"], ["run", "--help"], ["contribute", "--help"], ["contribute", "run", "--help"]]
+    "argv", [["--help"], ["--version"], ["specs"], ["models"], ["run", "--help"], ["contribute", "--help"], ["contribute", "run", "--help"]]
 )
 def test_help_loads_nothing_heavy(argv: list[str]):
     code = f"import scripts.philab\ntry: scripts.philab.main({argv!r})\nexcept SystemExit as done: assert not done.code"

@@ -2,14 +2,16 @@
 
 import ast
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
 from db import schema
 from engine import errors
+from engine.model_presets import model_presets
 from engine.presets import presets
-from engine.result import Result
+from engine.result import RESULTS
 from engine.settings import ENVIRONMENT, Section, Settings
 from engine.spec.any import KINDS
 from scripts import contribute, philab
@@ -59,6 +61,12 @@ def test_every_error(leaf: type[errors.LabError]):
     assert f"| `{leaf.__name__}` | `{leaf.code}` |" in text("operations.md")
 
 
+def test_every_name_of_the_python_module():
+    named = runpy.run_path(str(ROOT / "scripts" / "_public" / "philab.py"))["__all__"]
+    table = text("tutorials/README.md")
+    assert [name for name in named if f"`{name}`" not in table and f"philab.{name}" not in table] == []
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_spec_and_its_fields(kind: str):
     entry = text("methods.md").split(f"## `{kind}`")[1].split("\n## ")[0]
@@ -69,12 +77,17 @@ def test_every_kind_of_spec_and_its_fields(kind: str):
 
 
 def test_every_kind_of_result_has_a_method():
-    assert set(KINDS) == set(Result.model_fields["kind"].annotation.__args__)
+    assert set(KINDS) == set(RESULTS)
 
 
 @pytest.mark.parametrize("name", presets())
 def test_every_preset(name: str):
     assert f"`{name}`" in text("methods.md")
+
+
+@pytest.mark.parametrize("key", model_presets())
+def test_every_model_with_a_short_name(key: str):
+    assert f"`{key}`" in text("models.md")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "pages").glob("[a-z]*.py")), ids=lambda file: file.stem)

@@ -1,11 +1,17 @@
 """`philab run` and `run_experiment`, on the model whose right answer is known."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine.folder import read_folder
+from engine.result import AblationResult
 from engine.spec.reading import read_spec
 from scripts import run, run_experiment
 from scripts.execution import file_name
@@ -57,6 +63,60 @@ def test_a_finished_run_is_never_written_over(elsewhere: Path, capsys: pytest.Ca
     assert run.main(["mine.yaml", "--out", "here"]) == 1
     assert capsys.readouterr().err.endswith("philab: here holds a finished run. Choose another one with --out.\n")
     assert (elsewhere / "here" / "run.json").read_bytes() == before
+
+
+LONG = SPEC.replace("stop: 8", "stop: 48").replace(
+    "metric: target_loss",
+    """mode: resample
+  reference: {name: planted_induction, rows: {start: 64, stop: 128}}
+  seeds: [0, 1, 2, 3, 4, 5, 6, 7]
+  metric: target_loss""",
+)
+KEPT_OFTEN = "import engine.experiments.measuring as m; m.KEEP_EVERY_S = 0.1; from scripts.run import main; main()"
+
+
+@pytest.fixture
+def killed(elsewhere: Path) -> Path:
+    """A run's folder, left behind by `kill -9` in the middle of the work."""
+    (elsewhere / "long.yaml").write_text(LONG, encoding="utf-8")
+    command = [sys.executable, "-c", KEPT_OFTEN, "long.yaml", "--out", "killed", "--device", "cpu"]
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL) as victim:
+        deadline = time.monotonic() + 120
+        while not (elsewhere / "killed" / "state.bin").exists():
+            assert victim.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        victim.kill()
+    assert read_folder(elsewhere / "killed").status == "running"
+    return elsewhere / "killed"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_killed_run_goes_on_where_it_was(elsewhere: Path, killed: Path, capsys: pytest.CaptureFixture[str]):
+    assert run.main(["mine.yaml", "--out", "killed"]) == 1
+    said = capsys.readouterr().err
+    spec, other = read_spec("long.yaml").spec, read_spec("mine.yaml").spec
+    assert f"holds an unfinished run of spec {spec.sha256[:12]}, not of this one ({other.sha256[:12]}). Choose another one" in said
+    assert run.main(["long.yaml", "--out", "killed", "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    assert "note: The run was stopped and went on later; " in told
+    assert not (killed / "state.bin").exists()
+    assert run.main(["long.yaml", "--out", "whole", "--device", "cpu"]) == 0
+    again, whole = (read_folder(folder).result for folder in (killed, elsewhere / "whole"))
+    assert isinstance(again, AblationResult)
+    assert isinstance(whole, AblationResult)
+    assert again.effects.estimate == pytest.approx(whole.effects.estimate, abs=1e-6)
+    assert again.effects.se == pytest.approx(whole.effects.se, abs=1e-6)
 
 
 @pytest.mark.parametrize(
