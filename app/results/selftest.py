@@ -87,8 +87,9 @@ def _draw_table(result: SelfTestResult) -> None:
         hide_index=True,
         column_config={
             **headings(rows),
-            "difference": shape("Largest difference", format="%.2g"),
-            "tolerance": shape("Allowed", format="%.2g"),
+            "compares": st.column_config.TextColumn("Compares", width=330),
+            "difference": shape("Largest difference", format="%.1e", width=125),
+            "tolerance": shape("Allowed", format="%.1e", width=80),
         },
         height=table_height(len(rows), 640),
         key="checks-table",
