@@ -12,6 +12,7 @@ from engine.errors import ModelError, ModelTooLarge, SpecError
 from engine.hooks.batch import Batch
 from engine.hooks.capture import captured
 from engine.hooks.change import Change
+from engine.hooks.dense_weight import dense_weight
 from engine.hooks.discovery import find_anatomy
 from engine.hooks.sites import Site
 from engine.hooks.sweep import naive_sweep, sweep
@@ -19,7 +20,6 @@ from engine.hooks.wiring import edited
 from engine.models.loading import LoadedModel, forget_models, load_model
 from engine.models.memory import GIB
 from engine.models.placement import on_one_device, wish
-from engine.models.weights_in_memory import dense_weight
 from engine.spec import ModelRef
 from tests.plugin_engine import FAMILIES, as_loaded, hook_count, save_model, tiny_model
 

@@ -15,11 +15,11 @@ from transformers.pytorch_utils import Conv1D
 from engine.errors import ModelError
 from engine.hooks.batch import Batch
 from engine.hooks.change import Change
+from engine.hooks.dense_weight import dense_weight
 from engine.hooks.sites import Site
 from engine.hooks.sweep import naive_sweep, sweep
 from engine.models.loading import LoadedModel, forget_models, load_model
 from engine.models.quantization import quantization_options
-from engine.models.weights_in_memory import dense_weight
 from engine.spec import ModelRef
 from tests.plugin_engine import save_model, tiny_model
 
